@@ -1,0 +1,87 @@
+"""The command `dist-train`: flags -> Config -> train."""
+
+import logging as python_logging
+import os
+import sys
+
+from absl import app, flags, logging
+
+from dist_train import config as settings
+from dist_train.errors import DistTrainError, Stopped, UsageError
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns its exit status."""
+    try:
+        if len(argv) > 1:
+            raise UsageError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
+        config = settings.from_flags(flags.FLAGS)
+        from dist_train.start import train
+
+        train(None, config)
+    except DistTrainError as error:
+        return _report(error, str(error), error.exit_status)
+    except KeyboardInterrupt as error:
+        return _report(error, "interrupted before the first step", Stopped.exit_status)
+    except MemoryError as error:
+        return _report(error, "out of memory; use --input=stream or a smaller --batch_size", 1)
+    except Exception as error:
+        # The user's own code failed, or ours did; the traceback is one flag away.
+        text = " ".join(str(error).split())[:400]
+        return _report(error, f"{type(error).__name__}: {text} (--v=1 shows the traceback)", 1)
+    return 0
+
+
+def _report(error: BaseException, message: str, status: int) -> int:
+    if logging.get_verbosity() >= logging.DEBUG:
+        logging.exception("%s", message, exc_info=error)
+    else:
+        word = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "error"
+        print(f"{word}: {message}", file=sys.stderr)
+    return status
+
+
+def _is_ours(record: python_logging.LogRecord) -> bool:
+    """TensorFlow and Keras inform through the same logger; only their warnings are of interest."""
+    ours = record.pathname.startswith(os.path.dirname(__file__))
+    return ours or record.levelno > python_logging.INFO or logging.get_verbosity() > logging.INFO
+
+
+class _Formatter(python_logging.Formatter):
+    """Information as it is, anything else with its level: the log is for reading."""
+
+    def format(self, record: python_logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return (
+            text if record.levelno <= python_logging.INFO else f"{record.levelname.lower()}: {text}"
+        )
+
+
+def run() -> None:
+    """The console script."""
+    # TensorFlow's C++ reports the absence of GPUs as an error; its failures come as exceptions too.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    settings.define_flags(flags.FLAGS)
+    flags.adopt_module_key_flags(settings)
+    app.define_help_flags()
+    try:
+        argv = flags.FLAGS(sys.argv)
+    except flags.Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(UsageError.exit_status)
+    logging.use_absl_handler()
+    logging.get_absl_handler().setFormatter(_Formatter())
+    logging.get_absl_handler().addFilter(_is_ours)
+    if logging.get_verbosity() < logging.INFO:
+        logging.set_verbosity(logging.INFO)
+    status = main(argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: with its peers gone TensorFlow's shutdown waits for them, or aborts.
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,168 @@
+"""Checkpoints: the whole state of a run, written whole or not at all, verified when read.
+
+Each is a folder `step-00000782/` in TensorFlow's object-based format (a CRC per tensor), written
+under another name, synced to the disk and then renamed: a reader or a crash sees all of it or
+nothing. Only the chief writes and reads; the other workers get the state by one broadcast, so no
+shared filesystem is needed.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from dist_train.errors import RunError, UsageError
+
+_NAME = re.compile(r"step-(\d{8,})")
+_FILE = "state"
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      folder: where they are; made at the first save.
+      state: what they hold.
+      keep: how many of the newest are kept.
+    """
+
+    def __init__(self, folder: Path, state: tf.train.Checkpoint, *, keep: int):
+        self._folder = folder
+        self._state = state
+        self._keep = keep
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are there, rising."""
+        if not self._folder.is_dir():
+            return []
+        found = (_NAME.fullmatch(entry.name) for entry in self._folder.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def path(self, step: int) -> Path:
+        """The folder of one checkpoint."""
+        return self._folder / f"step-{step:08d}"
+
+    def save(self, step: int) -> None:
+        """Writes the state as the checkpoint of `step`; one that is there already is kept.
+
+        Raises:
+          RunError: it could not be written; the earlier ones are intact.
+        """
+        target = self.path(step)
+        if target.exists():
+            return
+        partial = target.with_name(f"partial-{step:08d}")
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            self._state.write(str(partial / _FILE))
+            for path in [*partial.iterdir(), partial]:
+                _sync(path)
+            partial.rename(target)
+            _sync(self._folder)
+        except (OSError, tf.errors.OpError) as error:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(partial)
+            message = str(getattr(error, "message", error)).splitlines()[0]
+            raise RunError(
+                f"the checkpoint of step {step} could not be written to {self._folder} ({message});"
+                " the earlier ones are intact"
+            ) from error
+        for old in self.steps()[: -self._keep]:
+            shutil.rmtree(self.path(old), ignore_errors=True)
+
+    def restore(self) -> int | None:
+        """Restores the newest checkpoint that is whole; its step, or None if there is none at all.
+
+        Raises:
+          RunError: there are checkpoints, but all are damaged.
+          UsageError: the newest is of another model or optimizer.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                status = self._state.read(str(self.path(step) / _FILE))
+            except (tf.errors.OpError, OSError, ValueError) as error:
+                message = str(getattr(error, "message", error)).splitlines()[0]
+                logging.warning("checkpoint %s is damaged, skipped: %s", self.path(step), message)
+                continue
+            try:
+                status.assert_existing_objects_matched().assert_consumed()
+            except AssertionError as error:
+                raise UsageError(
+                    f"{self.path(step)} is of another model or optimizer; use a new --workdir"
+                ) from error
+            return step
+        if steps:
+            raise RunError(
+                f"all {len(steps)} checkpoints in {self._folder} are damaged; move the folder away"
+                " to start again from the beginning"
+            )
+        return None
+
+
+def broadcast(strategy: tf.distribute.Strategy, variables: list) -> None:
+    """Gives every worker the chief's values of `variables`, bit by bit, in one collective.
+
+    Args:
+      strategy: all of its workers must call this at the same point.
+      variables: tf.Variable or keras.Variable, the same on all workers but for their values.
+    """
+    values = [np.asarray(variable.numpy()) for variable in variables]
+    raw = b"".join(value.tobytes() for value in values)
+    bits = np.frombuffer(raw + bytes(-len(raw) % 4), np.int32)
+    # A sum in which the others take part with zeros keeps every bit of the chief's.
+    received = _sum_of_workers(strategy, bits, chief_only=True).tobytes()
+    offset = 0
+    with strategy.scope():
+        for variable, value in zip(variables, values, strict=True):
+            part = received[offset : offset + value.nbytes]
+            variable.assign(np.frombuffer(part, value.dtype).reshape(value.shape))
+            offset += value.nbytes
+
+
+def gather(strategy: tf.distribute.Strategy, value: int, worker: int, workers: int) -> list[int]:
+    """The 32-bit `value` of each worker, in their order; a barrier, too."""
+    row = np.zeros(workers, np.uint32)
+    row[worker] = value
+    summed = _sum_of_workers(strategy, row.view(np.int32))
+    return [int(number) for number in summed.view(np.uint32)]
+
+
+def _sum_of_workers(
+    strategy: tf.distribute.Strategy, value: np.ndarray, *, chief_only: bool = False
+) -> np.ndarray:
+    """The sum of each worker's (or only the chief's) [n] int32, on every worker."""
+
+    @tf.function(autograph=False)
+    def reduce(value: tf.Tensor) -> tf.Tensor:
+        def replica(value: tf.Tensor) -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            number = context.replica_id_in_sync_group
+            local = strategy.num_replicas_in_sync // _workers(strategy)
+            counts = number == 0 if chief_only else number % local == 0
+            return context.all_reduce(
+                tf.distribute.ReduceOp.SUM, tf.where(counts, value, tf.zeros_like(value))
+            )
+
+        return strategy.experimental_local_results(strategy.run(replica, args=(value,)))[0]
+
+    return reduce(tf.constant(value)).numpy()
+
+
+def _workers(strategy: tf.distribute.Strategy) -> int:
+    resolver = strategy.cluster_resolver
+    return 1 if resolver is None else len(resolver.cluster_spec().as_dict()["worker"])
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

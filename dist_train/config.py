@@ -1,0 +1,323 @@
+"""Config: every setting of a run, and the flags that are made from it.
+
+A setting is declared once, as a field: its default, its help, its bounds, and whether it changes
+the trajectory (the sequence of batches, losses and weights). The flags, the checks and the
+comparison on a resume all follow from that.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from absl import flags
+
+from dist_train.errors import UsageError
+
+STRATEGIES = ("default", "mirrored", "multi_worker")
+
+
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    trajectory: bool = False,
+    choices: tuple[str, ...] = (),
+    lower: float | None = None,
+    upper: float | None = None,
+) -> Any:
+    """A field of Config; `trajectory` settings must agree with the workdir's on a resume."""
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "help": help,
+            "trajectory": trajectory,
+            "choices": choices,
+            "lower": lower,
+            "upper": upper,
+        },
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The settings of one run; see each field's help, or `dist-train --help`.
+
+    Raises:
+      UsageError: a value is out of bounds, or two settings contradict each other.
+    """
+
+    strategy: str = _setting(
+        "default",
+        "default (one device), mirrored (the devices of this machine) or multi_worker (the"
+        " workers of TF_CONFIG).",
+        choices=STRATEGIES,
+    )
+    devices: int = _setting(
+        0,
+        "Replicas per process. 0: all visible GPUs, or one CPU. N on a machine without GPUs: N"
+        " logical CPU devices.",
+        lower=0,
+    )
+    task: str = _setting(
+        "mnist",
+        "A built-in name (mnist), 'package.module:name' or 'path/file.py:name' of a Task or of a"
+        " function that returns one.",
+        trajectory=True,
+    )
+    model: str = _setting(
+        "mlp",
+        "For the built-in task: mlp (784-64-64-10) or cnn (16-32-64 channels).",
+        trajectory=True,
+    )
+    data_dir: str | None = _setting(
+        None,
+        "A folder with the four IDX files (plain or .gz), or an .npz with x_train, y_train,"
+        " x_test, y_test. Default: the MNIST inside the package.",
+    )
+    batch_size: int = _setting(
+        64, "Examples per step over all replicas (the global batch).", trajectory=True, lower=1
+    )
+    epochs: int = _setting(3, "Passes over the training examples.", lower=0)
+    optimizer: str = _setting("sgd", "Any Keras optimizer by its name.", trajectory=True)
+    learning_rate: float = _setting(1e-3, "The (peak) learning rate.", trajectory=True, lower=0.0)
+    lr_schedule: str = _setting(
+        "constant",
+        "The learning rate after the warm-up: constant; cosine or linear (to zero at the last"
+        " step); step (a tenth at 1/2 and a hundredth at 3/4 of the run).",
+        trajectory=True,
+        choices=("constant", "cosine", "linear", "step"),
+    )
+    warmup_steps: int = _setting(
+        0, "Steps over which the learning rate rises linearly from zero.", trajectory=True, lower=0
+    )
+    weight_decay: float | None = _setting(
+        None, "Decoupled weight decay per step, times the rate. Default: the optimizer's own.",
+        trajectory=True, lower=0.0,
+    )  # fmt: skip
+    clip_norm: float | None = _setting(
+        None,
+        "Upper bound of the gradient's global norm, applied to the sum over all replicas."
+        " Default: none.",
+        trajectory=True,
+        lower=0.0,
+    )
+    ema: float | None = _setting(
+        None,
+        "Momentum of an exponential moving average of the weights (0.999, say); evaluation and"
+        " export use the average. Default: none.",
+        trajectory=True,
+        lower=0.0,
+        upper=1.0,
+    )
+    gradient_accumulation: int = _setting(
+        1,
+        "Parts into which each replica splits its share of a batch, one after another: less"
+        " memory, the same numbers.",
+        lower=1,
+    )
+    validation_size: int = _setting(
+        10_000, "Examples taken from the end of the training set.", trajectory=True, lower=0
+    )
+    shuffle: bool = _setting(
+        True, "A new order of the examples each epoch; false: the order of the file.",
+        trajectory=True,
+    )  # fmt: skip
+    seed: int = _setting(
+        0, "Seed of initial weights, order, augmentation and dropout.", trajectory=True, lower=0,
+        upper=2**31 - 1,
+    )  # fmt: skip
+    steps_per_loop: int | None = _setting(
+        None, "Steps per compiled call. Default: auto, about a second's worth.", lower=1
+    )
+    jit_compile: str = _setting(
+        "auto",
+        "Compile the step with XLA: auto decides by device and layers and says what it decided.",
+        choices=("auto", "true", "false"),
+    )
+    input: str = _setting(
+        "auto",
+        "resident: the examples live on each device; stream: they are read as they are needed;"
+        " auto: resident where they fit.",
+        choices=("auto", "resident", "stream"),
+    )
+    log_steps: int = _setting(200, "Steps between two lines of the log.", lower=1)
+    eval_epochs: int = _setting(1, "Epochs between two validations; 0: none.", lower=0)
+    workdir: str | None = _setting(
+        None,
+        "The folder that holds everything of the run; one that exists is resumed. Default:"
+        " runs/<UTC time>.",
+    )
+    checkpoint_steps: int | None = _setting(
+        None, "Steps between two checkpoints. Default: the end of each epoch.", lower=1
+    )
+    checkpoint_secs: float | None = _setting(
+        None, "Seconds between two checkpoints, besides those at steps. Default: none.", lower=0.0
+    )
+    keep_checkpoints: int = _setting(3, "Newest checkpoints that are kept.", lower=1)
+    initial_weights: str | None = _setting(
+        None, "A .weights.h5 or .keras file to start from.", trajectory=True
+    )
+    mode: str = _setting(
+        "train",
+        "train, or evaluate: the newest checkpoint in workdir, on validation and test examples.",
+        choices=("train", "evaluate"),
+    )
+    dtype: str = _setting(
+        "float32",
+        "The Keras dtype policy; mixed_float16 comes with dynamic loss scaling.",
+        trajectory=True,
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+    )
+    start_timeout_s: float = _setting(
+        120.0, "Seconds to wait for all workers to arrive.", lower=0.0
+    )
+    stall_timeout_s: float = _setting(
+        600.0, "Seconds that a call of the loop, an evaluation or a save may take.", lower=0.0
+    )
+    profile_steps: str | None = _setting(
+        None, "'100,120': profile steps 100 to 120 into the workdir's tensorboard/. Default: none."
+    )
+    determinism: bool = _setting(False, "Bitwise repeatable operations, where slower too.")
+    progress: str = _setting(
+        "auto",
+        "A progress bar: auto shows it on a terminal.",
+        choices=("auto", "true", "false"),
+    )
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _converted(field, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)  # the one place where a Config is written
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.strategy == "default" and self.devices > 1:
+            raise UsageError(
+                f"devices={self.devices} with strategy=default, which uses one device;"
+                " use --strategy=mirrored"
+            )
+        if self.mode == "evaluate" and self.workdir is None:
+            raise UsageError("mode=evaluate needs the run to evaluate: give --workdir")
+        if self.warmup_steps and self.learning_rate == 0.0:
+            raise UsageError("warmup_steps without a learning rate; set --learning_rate above 0")
+        self.profile_range  # noqa: B018 - parsed here so that a bad value is found at once
+
+    @property
+    def profile_range(self) -> tuple[int, int] | None:
+        """(first, last) step to profile, or None."""
+        if self.profile_steps is None:
+            return None
+        try:
+            first, last = (int(part) for part in self.profile_steps.split(","))
+        except ValueError:
+            first, last = 0, -1
+        if not 0 <= first < last:
+            raise UsageError(
+                f"profile_steps={self.profile_steps!r} is not two rising steps such as '100,120'"
+            )
+        return first, last
+
+    def trajectory(self) -> dict[str, Any]:
+        """The settings that decide the sequence of batches, losses and weights."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.metadata["trajectory"]
+        }
+
+
+def _converted(field: dataclasses.Field, value: Any) -> Any:
+    """The value in the field's type, or UsageError with value, constraint and remedy."""
+    name, meta = field.name, field.metadata
+    kind, optional = _kind(field)
+    if name == "strategy" and value == "multi-worker":
+        value = "multi_worker"
+    if kind is str and isinstance(value, bool) and "true" in meta["choices"]:
+        value = str(value).lower()
+    if value is None:
+        if optional:
+            return None
+        raise UsageError(f"{name} is missing; give a {kind.__name__}")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        raise UsageError(f"{name}={value!r} is a {type(value).__name__}; use a {kind.__name__}")
+    if meta["choices"] and value not in meta["choices"]:
+        raise UsageError(f"{name}={value!r} is not one of {', '.join(meta['choices'])}")
+    lower, upper = meta["lower"], meta["upper"]
+    if kind is float and not math.isfinite(value):
+        raise UsageError(f"{name}={value} is not a finite number")
+    if lower is not None and value < lower:
+        raise UsageError(f"{name}={value} is below {lower}; use {lower} or more")
+    if upper is not None and value > upper:
+        raise UsageError(f"{name}={value} is above {upper}; use {upper} or less")
+    return value
+
+
+def _kind(field: dataclasses.Field) -> tuple[type, bool]:
+    """(type, may it be None) of a field annotated `T` or `T | None`."""
+    if isinstance(field.type, types.UnionType):
+        (kind,) = (arg for arg in typing.get_args(field.type) if arg is not types.NoneType)
+        return kind, True
+    assert isinstance(field.type, type)
+    return field.type, False
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines one flag per field of Config, with its default, help and bounds."""
+    for field in dataclasses.fields(Config):
+        kind, _ = _kind(field)
+        meta = field.metadata
+        options = {"flag_values": flag_values}
+        if field.name == "steps_per_loop":  # the only number that has a word as its default
+            flags.DEFINE_string(field.name, "auto", meta["help"], **options)
+        elif field.name == "strategy":
+            choices = [*STRATEGIES, "multi-worker"]
+            flags.DEFINE_enum(field.name, field.default, choices, meta["help"], **options)
+        elif meta["choices"]:
+            flags.DEFINE_enum(
+                field.name, field.default, list(meta["choices"]), meta["help"], **options
+            )
+        elif kind is bool:
+            flags.DEFINE_bool(field.name, field.default, meta["help"], **options)
+        elif kind is int:
+            flags.DEFINE_integer(
+                field.name, field.default, meta["help"],
+                lower_bound=meta["lower"], upper_bound=meta["upper"], **options,
+            )  # fmt: skip
+        elif kind is float:
+            flags.DEFINE_float(
+                field.name, field.default, meta["help"],
+                lower_bound=meta["lower"], upper_bound=meta["upper"], **options,
+            )  # fmt: skip
+        else:
+            flags.DEFINE_string(field.name, field.default, meta["help"], **options)
+
+
+def from_flags(flag_values: flags.FlagValues) -> Config:
+    """The Config that parsed flags describe."""
+    values = {field.name: flag_values[field.name].value for field in dataclasses.fields(Config)}
+    text = values["steps_per_loop"]
+    if text == "auto":
+        values["steps_per_loop"] = None
+    else:
+        try:
+            values["steps_per_loop"] = int(text)
+        except ValueError:
+            raise UsageError(
+                f"steps_per_loop={text!r} is neither auto nor a number of steps"
+            ) from None
+    return Config(**values)
+
+
+def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{name: (mine, theirs)} where the two differ; a missing name counts as None."""
+    names = {**mine, **theirs}
+    return {
+        name: (mine.get(name), theirs.get(name))
+        for name in names
+        if mine.get(name) != theirs.get(name)
+    }

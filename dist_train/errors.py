@@ -1,0 +1,28 @@
+"""What can go wrong in a way that a user can mend, and the exit status of each.
+
+Messages are one or two lines: the value, the constraint, the remedy.
+"""
+
+
+class DistTrainError(Exception):
+    """The root of what this package raises on purpose."""
+
+    exit_status = 1
+
+
+class UsageError(DistTrainError, ValueError):
+    """The flags, the environment, the task or the data cannot be used as they are."""
+
+    exit_status = 2
+
+
+class RunError(DistTrainError, RuntimeError):
+    """The run failed after it had begun: a peer died, the loss is NaN, the disk is full."""
+
+    exit_status = 1
+
+
+class Stopped(DistTrainError):
+    """The run was asked to stop and has saved its state; starting it again goes on from there."""
+
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again later

@@ -1,0 +1,118 @@
+"""Layers: what those of a model demand from the step."""
+
+import keras
+import tensorflow as tf
+
+from dist_train.errors import UsageError
+
+_CONVOLUTIONS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+    keras.layers.ConvLSTM1D,
+    keras.layers.ConvLSTM2D,
+    keras.layers.ConvLSTM3D,
+)
+
+
+def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers of a model, those inside other layers included."""
+    return list(model._flatten_layers(include_self=False, recursive=True))
+
+
+def choose_jit(
+    mode: str, model: keras.Model, *, gpu: bool, replicas: int, strings: bool
+) -> tuple[bool, str]:
+    """(compile with XLA?, why).
+
+    Args:
+      mode: auto, true or false.
+      model: whose layers decide.
+      gpu: whether it runs on GPUs.
+      replicas: how many there are.
+      strings: whether the examples have strings.
+    """
+    if mode != "auto":
+        return mode == "true", "asked for"
+    if strings:
+        return False, "XLA has no strings"
+    layers = all_layers(model)
+    if replicas > 1 and any(getattr(layer, "synchronized", False) for layer in layers):
+        return False, "synchronized batch normalization communicates within the model"
+    if not gpu and any(isinstance(layer, _CONVOLUTIONS) for layer in layers):
+        return False, "on CPU, XLA's gradient of a convolution is many times slower"
+    return True, "no layer speaks against it"
+
+
+def check_batch_statistics(
+    model: keras.Model, *, batch_size: int, examples: int, replicas: int
+) -> None:
+    """Refuses what would let padding, or the number of replicas, change batch statistics.
+
+    Raises:
+      UsageError: the model normalizes over the batch, and a batch would be padded, or the replicas
+        would gather statistics of their own. The batch sizes that work are named.
+    """
+    layers = [
+        layer for layer in all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    if not layers:
+        return
+    if batch_size % replicas or examples % batch_size:
+        fitting = [
+            size
+            for size in range(replicas, min(examples, 8 * batch_size) + 1, replicas)
+            if examples % size == 0
+        ]
+        near = sorted(sorted(fitting, key=lambda size: abs(size - batch_size))[:4])
+        remedy = f"use {' or '.join(map(str, near))}" if near else "change the number of examples"
+        raise UsageError(
+            f"{layers[0].name} normalizes over the batch, which padding would change:"
+            f" batch_size={batch_size} must divide {examples} examples and be divisible by"
+            f" {replicas} replicas; {remedy}"
+        )
+    if replicas > 1 and not all(layer.synchronized for layer in layers):
+        raise UsageError(
+            f"{layers[0].name} would gather statistics of its own on each of {replicas} replicas;"
+            " use BatchNormalization(synchronized=True)"
+        )
+
+
+def random_states(model: keras.Model) -> list[keras.Variable]:
+    """The states of the model's random generators (dropout's, say).
+
+    Keras keeps them apart from the variables that tf.train.Checkpoint finds, so a checkpoint of the
+    model alone would repeat masks after a resume.
+    """
+    return [v for v in model.variables if v.path.endswith("seed_generator_state")]
+
+
+def separate_randomness(strategy: tf.distribute.Strategy, model: keras.Model) -> None:
+    """Lets each replica draw its own random numbers; Keras gives all of them the same.
+
+    A generator's state is (seed, counter). Replica r adds a multiple of r to the seed; the counter
+    advances alike on all. The first replica's state is unchanged, and it is what a checkpoint
+    holds, so this is done after every restore.
+    """
+    states = random_states(model)
+    if not states or strategy.num_replicas_in_sync == 1:
+        return
+
+    @tf.function(autograph=False)
+    def separate() -> None:
+        def replica() -> None:
+            number = tf.distribute.get_replica_context().replica_id_in_sync_group
+            for state in states:
+                shift = tf.cast(number, state.dtype) * tf.constant([1_000_003, 0], state.dtype)
+                state.assign(state.value + shift)
+
+        strategy.run(replica)
+
+    separate()

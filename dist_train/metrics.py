@@ -1,0 +1,188 @@
+"""Metrics: exact sums become means; the log: console, metrics.jsonl, TensorBoard."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from absl import logging
+
+Row = dict[str, Any]
+
+
+def means(names: Sequence[str], sums: np.ndarray) -> dict[str, float]:
+    """The exact means over examples.
+
+    Args:
+      names: of the sums; one of them is 'weight', the number of examples.
+      sums: [len(names)] float64.
+    """
+    weight = float(sums[list(names).index("weight")])
+    return {
+        name: float(total) / weight if weight else float("nan")
+        for name, total in zip(names, sums, strict=True)
+        if name != "weight"
+    }
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a metrics.jsonl; a torn last line, which a crash leaves, is passed over."""
+    rows = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_text(errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and isinstance(row.get("step"), int) and "kind" in row:
+                rows.append(row)
+    return rows
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, each step once."""
+
+    def __init__(self, path: Path, *, resumed_step: int):
+        """Keeps what the checkpoint of `resumed_step` has seen; what came later is done again."""
+        self._path = path
+        rows = [
+            row for row in read_rows(path) if row["step"] <= resumed_step and row["kind"] != "test"
+        ]
+        partial = path.with_suffix(".partial")
+        with partial.open("w") as file:
+            for row in rows:
+                file.write(json.dumps(row) + "\n")
+        partial.replace(path)
+        self._file: TextIO = path.open("a")
+
+    def write(self, row: Row) -> None:
+        """Appends a row; it is in the file when this returns."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Waits until all rows are on the disk; a checkpoint relies on them."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """The numbers of each row as scalars named '<kind>/<metric>'."""
+
+    def __init__(self, folder: Path):
+        import tensorflow as tf  # tf.summary loads the tensorboard package, at the first use
+
+        self._summary = tf.summary
+        self._writer = tf.summary.create_file_writer(str(folder))
+
+    def write(self, row: Row) -> None:
+        with self._writer.as_default():
+            for name, value in row.items():
+                if isinstance(value, float) and name != "time":
+                    self._summary.scalar(f"{row['kind']}/{name}", value, step=row["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Console:
+    """Lines through absl's logging and, on a terminal, a bar below them."""
+
+    def __init__(self, *, total_steps: int, step: int, bar: bool):
+        self._bar = None
+        if bar:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total_steps, initial=step, unit="step", dynamic_ncols=True, leave=False
+            )
+
+    def advance(self, steps: int) -> None:
+        if self._bar is not None:
+            self._bar.update(steps)
+
+    def line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        logging.info("%s", text)
+        if self._bar is not None:
+            self._bar.refresh()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class RunLog:
+    """Everything that a run reports while it trains; on workers other than the chief, nothing.
+
+    Args:
+      sinks: called with each row.
+      console: for the lines, or None.
+      clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        sinks: Sequence[Callable[[Row], None]],
+        console: Console | None,
+        clock: Callable[[], float] = time.time,
+    ):
+        self._sinks = sinks
+        self._console = console
+        self._clock = clock
+
+    def train(self, row: Row) -> None:
+        """A line of training: means since the line before, and the last batch's own loss."""
+        self._write("train", row)
+        self._line(
+            f"epoch {row['epoch']}  step {row['step']:,}  batch loss {row['batch_loss']:.4f}"
+            f"  {_shown(row)}  seen {row['examples']:,} examples"
+            f"  {row['examples_per_second']:,.0f} examples/s"
+        )
+
+    def evaluation(self, kind: str, row: Row) -> None:
+        """A line of `kind` validation or test: means over all of its examples."""
+        self._write(kind, row)
+        self._line(f"epoch {row['epoch']}  step {row['step']:,}  {kind}: {_shown(row)}")
+
+    def advance(self, steps: int) -> None:
+        """Moves the bar."""
+        if self._console is not None:
+            self._console.advance(steps)
+
+    def _write(self, kind: str, row: Row) -> None:
+        for sink in self._sinks:
+            sink({"kind": kind, **row, "time": self._clock()})
+
+    def _line(self, text: str) -> None:
+        if self._console is not None:
+            self._console.line(text)
+
+
+_NOT_SHOWN = {"step", "epoch", "examples", "examples_per_second", "batch_loss", "kind", "time"}
+
+
+def _shown(row: Row) -> str:
+    return "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k not in _NOT_SHOWN)
+
+
+@contextlib.contextmanager
+def chief_log(
+    metrics: Path, tensorboard: Path, *, step: int, total_steps: int, progress: str
+) -> Iterator[tuple[RunLog, MetricsFile]]:
+    """The chief's log, closed in the end."""
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(contextlib.closing(MetricsFile(metrics, resumed_step=step)))
+        board = stack.enter_context(contextlib.closing(TensorBoard(tensorboard)))
+        bar = progress == "true" or (progress == "auto" and sys.stderr.isatty())
+        console = Console(total_steps=total_steps, step=step, bar=bar)
+        stack.enter_context(contextlib.closing(console))
+        yield RunLog([file.write, board.write], console), file

@@ -1,0 +1,77 @@
+"""The built-in task: classify 28 × 28 pictures into 10 classes, as MNIST and its relatives do.
+
+It is written against the interface that every user has: a function from a Config to a Task.
+"""
+
+import keras
+import tensorflow as tf
+
+from dist_train import Arrays, Config, Task, UsageError
+from dist_train.mnist import files
+
+_CLASSES = 10
+
+
+def task(config: Config) -> Task:
+    """MNIST, or what lies in config.data_dir in its format."""
+    if config.model not in _MODELS:
+        raise UsageError(f"model={config.model!r} is not one of {', '.join(_MODELS)}")
+    (x, y), (x_test, y_test) = files.read(config.data_dir)
+    validation = config.validation_size
+    if validation >= len(x):
+        raise UsageError(
+            f"validation_size={validation} leaves nothing of {len(x)} training examples;"
+            f" use less than {len(x)}"
+        )
+    split = len(x) - validation
+    return Task(
+        model=_MODELS[config.model],
+        train=Arrays(x[:split], y[:split]),
+        validation=Arrays(x[split:], y[split:]) if validation else None,
+        test=Arrays(x_test, y_test),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics={"accuracy": keras.metrics.sparse_categorical_accuracy},
+        preprocess=_scale,
+    )
+
+
+def _scale(x, y, seed):
+    """uint8 [batch, 28, 28] in 0..255 -> float32 in 0..1; nothing here is random."""
+    del seed
+    return tf.cast(x, tf.float32) / 255.0, y
+
+
+def mlp() -> keras.Model:
+    """784-64-64-10: [batch, 28, 28] -> [batch, 10] logits, whose softmax are probabilities."""
+    return keras.Sequential(
+        [
+            keras.Input((28, 28)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(64, activation="relu"),
+            keras.layers.Dense(64, activation="relu"),
+            keras.layers.Dense(_CLASSES),
+        ],
+        name="mlp",
+    )
+
+
+def cnn() -> keras.Model:
+    """Three 3 × 3 convolutions of 16, 32, 64 channels: [batch, 28, 28] -> [batch, 10] logits."""
+    return keras.Sequential(
+        [
+            keras.Input((28, 28)),
+            keras.layers.Reshape((28, 28, 1)),
+            keras.layers.Conv2D(16, 3, activation="relu", padding="same"),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Conv2D(32, 3, activation="relu", padding="same"),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Conv2D(64, 3, activation="relu", padding="same"),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(_CLASSES),
+        ],
+        name="cnn",
+    )
+
+
+_MODELS = {"mlp": mlp, "cnn": cnn}

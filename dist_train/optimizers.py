@@ -1,0 +1,115 @@
+"""Optimizers and learning-rate schedules by name, and the averaged weights."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+from dist_train.errors import UsageError
+
+
+@keras.saving.register_keras_serializable("dist_train")
+class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A linear rise over `warmup_steps`, then a decay by name until `total_steps`.
+
+    With s the number of updates that were made: (s + 1) / warmup_steps of the peak during the rise;
+    then, with p = (s - warmup_steps) / (total_steps - warmup_steps): constant 1; linear 1 - p;
+    cosine (1 + cos πp) / 2 (Loshchilov and Hutter, 2017, without restarts); step 0.1 from p = 1/2
+    and 0.01 from p = 3/4.
+    """
+
+    def __init__(self, peak: float, decay: str, warmup_steps: int, total_steps: int):
+        self.peak = peak
+        self.decay = decay
+        self.warmup_steps = warmup_steps
+        self.total_steps = total_steps
+
+    def __call__(self, step):
+        step = tf.cast(step, tf.float32)
+        length = max(1, self.total_steps - self.warmup_steps)
+        p = tf.clip_by_value((step - self.warmup_steps) / length, 0.0, 1.0)
+        decayed = {
+            "constant": lambda: tf.ones_like(p),
+            "linear": lambda: 1.0 - p,
+            "cosine": lambda: 0.5 * (1.0 + tf.cos(math.pi * p)),
+            "step": lambda: tf.where(p < 0.5, 1.0, tf.where(p < 0.75, 0.1, 0.01)),
+        }[self.decay]()
+        rise = (step + 1.0) / max(1, self.warmup_steps)
+        return self.peak * tf.where(step < self.warmup_steps, rise, decayed)
+
+    def get_config(self) -> dict:
+        return {
+            "peak": self.peak,
+            "decay": self.decay,
+            "warmup_steps": self.warmup_steps,
+            "total_steps": self.total_steps,
+        }
+
+
+def make(
+    name: str,
+    *,
+    learning_rate: float,
+    lr_schedule: str = "constant",
+    warmup_steps: int = 0,
+    total_steps: int = 0,
+    weight_decay: float | None = None,
+    clip_norm: float | None = None,
+    ema: float | None = None,
+) -> keras.optimizers.Optimizer:
+    """A Keras optimizer by its name ('sgd', 'AdamW', …), in any capitals.
+
+    Raises:
+      UsageError: Keras has none of that name; those that it has are listed.
+    """
+    classes = {
+        key.lower(): value
+        for key, value in vars(keras.optimizers).items()
+        if isinstance(value, type)
+        and issubclass(value, keras.optimizers.Optimizer)
+        and key not in ("Optimizer", "TFOptimizer", "LossScaleOptimizer")
+    }
+    if name.lower() not in classes:
+        raise UsageError(f"optimizer={name!r} is not one of {', '.join(sorted(classes))}")
+    rate: float | WarmupSchedule = learning_rate
+    if warmup_steps or lr_schedule != "constant":
+        rate = WarmupSchedule(learning_rate, lr_schedule, warmup_steps, total_steps)
+    options: dict = {"learning_rate": rate}
+    if weight_decay is not None:  # not given otherwise: AdamW has a default of its own
+        options["weight_decay"] = weight_decay
+    if clip_norm is not None:
+        options["global_clipnorm"] = clip_norm
+    if ema is not None:
+        options |= {"use_ema": True, "ema_momentum": ema}
+    return classes[name.lower()](**options)
+
+
+@contextlib.contextmanager
+def averaged_weights(
+    strategy: tf.distribute.Strategy, model: keras.Model, optimizer: keras.optimizers.Optimizer
+) -> Iterator[None]:
+    """Within it the model has the moving average of its weights, if the optimizer keeps one."""
+    if not optimizer.use_ema:
+        yield
+        return
+    pairs = list(
+        zip(model.trainable_variables, optimizer._model_variables_moving_average, strict=True)
+    )
+
+    @tf.function(autograph=False)
+    def swap() -> None:
+        def replica() -> None:
+            for variable, average in pairs:
+                value = tf.identity(variable.value)
+                variable.assign(average.value)
+                average.assign(value)
+
+        strategy.run(replica)
+
+    swap()
+    try:
+        yield
+    finally:
+        swap()

@@ -1,0 +1,116 @@
+"""Replicas: which devices train, and the tf.distribute strategy over them."""
+
+import dataclasses
+
+import tensorflow as tf
+
+from dist_train.cluster import Cluster
+from dist_train.errors import RunError, UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class DevicePlan:
+    """What one process uses: `count` devices of `kind` ('GPU' or 'CPU')."""
+
+    kind: str
+    count: int
+
+    @property
+    def names(self) -> list[str]:
+        """['GPU:0', 'GPU:1', …]"""
+        return [f"{self.kind}:{index}" for index in range(self.count)]
+
+
+def plan(strategy: str, devices: int, gpus: int) -> DevicePlan:
+    """Chooses the devices of this process.
+
+    Args:
+      strategy: default, mirrored or multi_worker.
+      devices: replicas asked for; 0: all visible GPUs, or one CPU.
+      gpus: how many GPUs are visible.
+
+    Raises:
+      UsageError: more was asked for than there is.
+    """
+    if gpus:
+        if devices > gpus:
+            raise UsageError(
+                f"devices={devices} but {gpus} GPUs are visible; use --devices={gpus} or less"
+            )
+        return DevicePlan("GPU", 1 if strategy == "default" else devices or gpus)
+    if strategy == "multi_worker" and devices > 1:
+        raise UsageError(
+            f"devices={devices}: without GPUs a worker of multi_worker has one replica; start"
+            f" {devices} times as many workers instead"
+        )
+    return DevicePlan("CPU", devices or 1)
+
+
+def create(strategy: str, devices: int, cluster: Cluster | None) -> tf.distribute.Strategy:
+    """The strategy, its devices set up; must come before any other TensorFlow operation.
+
+    Raises:
+      UsageError: the devices do not exist, or TensorFlow already runs with others.
+      RunError: the other workers could not be reached.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    chosen = plan(strategy, devices, len(gpus))
+    if chosen.kind == "GPU":
+        _use_gpus(gpus[: chosen.count])
+    else:
+        _split_cpu(chosen.count)
+    if strategy == "mirrored":
+        return tf.distribute.MirroredStrategy(chosen.names)
+    if strategy == "multi_worker":
+        assert cluster is not None
+        return _multi_worker(cluster)
+    return tf.distribute.get_strategy()
+
+
+def _use_gpus(gpus: list) -> None:
+    try:
+        tf.config.set_visible_devices(gpus, "GPU")
+        for gpu in gpus:
+            # TensorFlow would take all memory of the GPU, also from the process beside it.
+            tf.config.experimental.set_memory_growth(gpu, True)
+    except RuntimeError as error:  # TensorFlow is up already: the second run of this process
+        if tf.config.get_visible_devices("GPU") != gpus:
+            raise UsageError(
+                f"TensorFlow already runs with other GPUs ({error}); use a new process"
+            ) from error
+
+
+def _split_cpu(count: int) -> None:
+    if count == 1:
+        return
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    logical = [tf.config.LogicalDeviceConfiguration()] * count
+    try:
+        tf.config.set_logical_device_configuration(cpu, logical)
+    except RuntimeError as error:
+        if len(tf.config.list_logical_devices("CPU")) < count:
+            raise UsageError(
+                f"devices={count}: TensorFlow already runs with fewer logical CPU devices;"
+                " use a new process"
+            ) from error
+
+
+def _multi_worker(cluster: Cluster) -> tf.distribute.Strategy:
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
+        task_type="worker",
+        task_id=cluster.index,
+        rpc_layer="grpc",
+    )
+    try:
+        # The collectives are left to TensorFlow's choice: NCCL between GPUs, a ring between CPUs.
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    except RuntimeError as error:
+        raise UsageError(
+            f"strategy=multi_worker must be the first that TensorFlow does in a process ({error})"
+        ) from error
+    except tf.errors.OpError as error:
+        first = str(error.message).splitlines()[0]
+        raise RunError(
+            f"{cluster.name(cluster.index)} could not start with its peers: {first}"
+        ) from error

@@ -1,0 +1,406 @@
+"""The training step, fused: one flat vector, one collective, no Python between two steps.
+
+Each replica computes its part of the global batch's gradients and sums and lays them end to end in
+one float32 vector; one all_reduce(SUM) adds the replicas' vectors; what is not linear (the mean,
+clipping, the optimizer) comes after it, alike on every replica. So the result does not depend on
+how the batch was divided.
+"""
+
+import dataclasses
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.optimizers import base_optimizer
+
+from dist_train.errors import UsageError
+
+SUM = tf.distribute.ReduceOp.SUM
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What a step computes; made in the strategy's scope.
+
+    Attributes:
+      model: called with training=True or False.
+      loss: fn(y, outputs) -> [batch] float losses; see `example_loss`.
+      metrics: {name: fn(y, outputs) -> [batch]}.
+      preprocess: fn(x, y, seed) -> (x, y), or None.
+      seed: for `preprocess`.
+      parts: into how many parts a replica splits its share of a batch.
+    """
+
+    model: keras.Model
+    loss: Callable[[Any, Any], tf.Tensor]
+    metrics: Mapping[str, Callable[[Any, Any], tf.Tensor]]
+    preprocess: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
+    seed: int = 0
+    parts: int = 1
+
+    @property
+    def sum_names(self) -> tuple[str, ...]:
+        """The names of the sums that a batch yields; 'weight' counts its real examples."""
+        return ("loss", "weight", *self.metrics)
+
+    def sums(
+        self, examples: Any, rows: tf.Tensor, ids: tf.Tensor, epoch: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """(objective, sums) of some examples.
+
+        Args:
+          examples: (x, y), arrays of any length.
+          rows: [b] int32, which rows of `examples` these are.
+          ids: [b] int32, their indices in the source; -1: padding, which adds nothing.
+          epoch: [] int32 in training; None in evaluation.
+
+        Returns:
+          objective: [] float32, the summed loss and the model's own losses (regularization),
+            which count once per real example, so that they are divided out with it.
+          sums: [len(sum_names)] float32.
+        """
+        training = epoch is not None
+        x, y = tf.nest.map_structure(lambda array: tf.gather(array, rows), examples)
+        weights = tf.cast(ids >= 0, tf.float32)
+        if self.preprocess is not None:
+            x, y = self.preprocess(x, y, self._seeds(ids, epoch) if training else None)
+        outputs = tf.nest.map_structure(_as_float32, self.model(x, training=training))
+        loss = tf.reduce_sum(_per_example("loss", self.loss(y, outputs), ids) * weights)
+        metrics = [
+            tf.reduce_sum(_per_example(f"metric {name}", fn(y, outputs), ids) * weights)
+            for name, fn in self.metrics.items()
+        ]
+        count = tf.reduce_sum(weights)
+        objective = loss
+        if training and self.model.losses:
+            objective += count * tf.cast(tf.add_n(self.model.losses), tf.float32)
+        return objective, tf.stack([loss, count, *metrics])
+
+    def _seeds(self, ids: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
+        """[b, 2] int32, a function of (seed, epoch, example) alone."""
+        key = tf.random.stateless_uniform(
+            [], seed=tf.stack([self.seed, epoch]),
+            minval=None, maxval=None, dtype=tf.int32, alg="philox",
+        )  # fmt: skip
+        return tf.stack([tf.broadcast_to(key, tf.shape(ids)), ids], axis=1)
+
+
+def example_loss(loss: Any) -> Callable[[Any, Any], tf.Tensor]:
+    """fn(y, outputs) -> [batch] from what a Task gives as its loss.
+
+    Of a keras.losses.Loss only `call` is used: its reduction would divide by the padded batch, and
+    in a strategy's scope by the number of replicas too.
+    """
+    if isinstance(loss, str):
+        loss = keras.losses.get(loss)
+    if not isinstance(loss, keras.losses.Loss):
+        return loss
+
+    def per_example(y: Any, outputs: Any) -> tf.Tensor:
+        losses = tf.convert_to_tensor(loss.call(y, outputs))
+        # [batch, time], say: one loss per example is the mean over the other axes.
+        return tf.reduce_mean(losses, axis=list(range(1, losses.shape.rank)))
+
+    return per_example
+
+
+def _as_float32(output: tf.Tensor) -> tf.Tensor:
+    return tf.cast(output, tf.float32) if output.dtype.is_floating else output
+
+
+def _per_example(name: str, values: Any, ids: tf.Tensor) -> tf.Tensor:
+    values = tf.cast(values, tf.float32)
+    if values.shape.rank != 1 or values.shape[0] != ids.shape[0]:
+        raise UsageError(
+            f"the {name} function returned the shape {values.shape}; it must return one value per"
+            f" example, [{ids.shape[0]}]: leave out the reduction over the batch"
+        )
+    return values
+
+
+class LossScale:
+    """Dynamic loss scaling for float16 (Micikevicius et al., 2018, section 3.2).
+
+    Doubled after 2,000 finite steps; halved, and the step left out, when the *reduced* gradient is
+    not finite, so that all replicas decide alike. Created in the strategy's scope.
+    """
+
+    _GROWTH_STEPS = 2000
+
+    def __init__(self) -> None:
+        self.scale = tf.Variable(2.0**15, trainable=False, name="loss_scale")
+        self.finite_steps = tf.Variable(0, trainable=False, name="finite_steps")
+
+    @property
+    def variables(self) -> dict[str, tf.Variable]:
+        return {"scale": self.scale, "finite_steps": self.finite_steps}
+
+    def update(self, finite: tf.Tensor) -> None:
+        """After a step, in replica context."""
+        grown = self.finite_steps + 1 >= self._GROWTH_STEPS
+        factor = tf.where(finite, tf.where(grown, 2.0, 1.0), 0.5)
+        self.finite_steps.assign(tf.where(finite & ~grown, self.finite_steps + 1, 0))
+        self.scale.assign(tf.maximum(self.scale * factor, 1.0))
+
+
+class TrainLoop:
+    """Many training steps per call, on all replicas.
+
+    Args:
+      strategy: of which `program` and `optimizer` were made in the scope.
+      program: what to compute.
+      optimizer: built for the model's trainable variables.
+      loss_scale: for float16, or None.
+      jit_compile: whether XLA compiles the step; with one replica, the loop as a whole.
+
+    Attributes:
+      stop_requested: a variable of this worker; set to 1 at any time, also from another thread, it
+        ends the loop of *every* worker at the same step.
+    """
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        program: Program,
+        optimizer: keras.optimizers.Optimizer,
+        *,
+        loss_scale: LossScale | None = None,
+        jit_compile: bool,
+    ):
+        self._strategy = strategy
+        self._program = program
+        self._optimizer = optimizer
+        self._loss_scale = loss_scale
+        self._replicas = strategy.num_replicas_in_sync
+        self._variables = program.model.trainable_variables
+        self._sizes = [int(np.prod(variable.shape)) for variable in self._variables]
+        self._sums = len(program.sum_names)
+        _update_locally(optimizer)
+        with tf.device("CPU:0"):
+            self.stop_requested = tf.Variable(0.0, trainable=False, name="stop_requested")
+        if self._replicas == 1:
+            # strategy.run of the whole loop: XLA keeps the weights in place from step to step.
+            loop = tf.function(
+                self._loop(self._replica_step), jit_compile=jit_compile, autograph=False
+            )
+            self._run = lambda *args: strategy.run(loop, args=args)
+        else:
+            # A loop of strategy.run: a collective cannot be inside a program of XLA's, so only
+            # the forward and backward pass are.
+            if jit_compile:
+                self._gradients = tf.function(  # type: ignore[method-assign]
+                    self._gradients, jit_compile=True, autograph=False
+                )
+            self._run = tf.function(self._loop(self._distributed_step), autograph=False)
+
+    def __call__(self, data: Any, chunk: Any, start: int, stop: int) -> "Progress":
+        """Runs the steps `start` to `stop` of a chunk; fewer if a step fails or all are to stop.
+
+        Args:
+          data: the resident examples, or ().
+          chunk: see `input.Chunk`, one per replica.
+          start, stop: steps within the chunk.
+        """
+        done, sums, tail = self._run(data, chunk, tf.constant(start), tf.constant(stop))
+        done, sums, tail = (
+            self._strategy.experimental_local_results(v)[0] for v in (done, sums, tail)
+        )
+        return Progress.of(int(done) - start, sums.numpy(), tail.numpy(), self._replicas)
+
+    def _loop(self, run_step: Callable[..., tf.Tensor]) -> Callable[..., tuple]:
+        def loop(data: Any, chunk: Any, start: tf.Tensor, stop: tf.Tensor) -> tuple:
+            def healthy(step: tf.Tensor, sums: tf.Tensor, tail: tf.Tensor) -> tf.Tensor:
+                del sums
+                stops, first, second = tail[self._sums], tail[-2], tail[-1]
+                # Equal hashes h of R replicas: R Σh² = (Σh)², in integers that float32 holds.
+                agree = tf.equal(self._replicas * second, first * first)
+                return (step < stop) & tf.math.is_finite(tail[0]) & (stops == 0.0) & agree
+
+            def body(step: tf.Tensor, sums: tf.Tensor, tail: tf.Tensor) -> tuple:
+                del tail
+                tail = run_step(data, chunk, step)
+                return step + 1, sums + tail[: self._sums], tail
+
+            zeros = (tf.zeros([self._sums]), tf.zeros([self._sums + 3]))
+            return tf.while_loop(healthy, body, (start, *zeros), parallel_iterations=1)
+
+        return loop
+
+    def _distributed_step(self, data: Any, chunk: Any, step: tf.Tensor) -> tf.Tensor:
+        tails = self._strategy.run(self._replica_step, args=(data, chunk, step))
+        return self._strategy.experimental_local_results(tails)[0]
+
+    def _replica_step(self, data: Any, chunk: Any, step: tf.Tensor) -> tf.Tensor:
+        """One step in replica context; returns the reduced sums, stops, Σ hash and Σ hash²."""
+        ids = chunk.ids[step]
+        if chunk.examples == ():
+            examples, rows = data, tf.maximum(ids, 0)
+        else:
+            batch = ids.shape[0]
+            examples, rows = chunk.examples, step * batch + tf.range(batch)
+        if self._replicas == 1:
+            flat = tf.concat([self._gradients(examples, rows, ids, chunk.epoch), tf.zeros([3])], 0)
+        else:
+            # Gathered out here: XLA would copy all resident examples at each call from outside.
+            examples = tf.nest.map_structure(lambda array: tf.gather(array, rows), examples)
+            local = self._gradients(examples, tf.range(ids.shape[0]), ids, chunk.epoch)
+            hashed = self._weight_hash()
+            flags = tf.stack([self.stop_requested.read_value(), hashed, hashed * hashed])
+            # all_reduce of a bare result fails ("destinations can not be empty").
+            flat = tf.identity(tf.concat([local, flags], 0))
+            flat = tf.distribute.get_replica_context().all_reduce(SUM, flat)
+        parts = tf.split(flat, [*self._sizes, self._sums + 3])
+        self._apply(parts[:-1], parts[-1])
+        return parts[-1]
+
+    def _gradients(
+        self, examples: Any, rows: tf.Tensor, ids: tf.Tensor, epoch: tf.Tensor
+    ) -> tf.Tensor:
+        """This replica's gradients and sums, end to end, [weights + sums] float32."""
+        parts = self._program.parts
+        if parts == 1:
+            return self._part(examples, rows, ids, epoch)
+        size = -(-ids.shape[0] // parts)
+        padding = [[0, size * parts - ids.shape[0]]]
+        rows = tf.reshape(tf.pad(rows, padding), [parts, size])
+        ids = tf.reshape(tf.pad(ids, padding, constant_values=-1), [parts, size])
+        flat = tf.zeros([sum(self._sizes) + self._sums])
+        return tf.while_loop(
+            lambda part, _: part < parts,
+            lambda part, flat: (
+                part + 1,
+                flat + self._part(examples, rows[part], ids[part], epoch),
+            ),
+            (0, flat),
+            parallel_iterations=1,
+        )[1]
+
+    def _part(self, examples: Any, rows: tf.Tensor, ids: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            objective, sums = self._program.sums(examples, rows, ids, epoch)
+            if self._loss_scale is not None:
+                objective *= self._loss_scale.scale
+        gradients = tape.gradient(
+            objective,
+            [variable.value for variable in self._variables],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        flat = [tf.reshape(tf.cast(g, tf.float32), [-1]) for g in gradients]
+        return tf.concat([*flat, sums], 0)
+
+    def _apply(self, parts: list[tf.Tensor], tail: tf.Tensor) -> None:
+        """The optimizer's update of this replica's weights, from the reduced gradients."""
+        divisor = tail[1]
+        if self._loss_scale is not None:
+            divisor *= self._loss_scale.scale
+        gradients = [
+            tf.cast(tf.reshape(part / divisor, variable.shape), variable.dtype)
+            for part, variable in zip(parts, self._variables, strict=True)
+        ]
+        if self._loss_scale is None:
+            self._optimizer.apply(gradients, self._variables)
+            return
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(part)) for part in parts])
+        tf.cond(
+            finite,
+            lambda: self._optimizer.apply(gradients, self._variables),
+            lambda: None,
+        )
+        self._loss_scale.update(finite)
+
+    def _weight_hash(self) -> tf.Tensor:
+        """[] float32, an integer of 0 to 255 made of the bits of this replica's weights.
+
+        Small, so that the sums over up to 256 replicas are exact in float32; two replicas that
+        differ are found at the next step with a chance of 255 in 256, and go on to differ.
+        """
+        total = tf.constant(0, tf.int32)
+        for variable in self._variables:
+            bits = tf.bitcast(tf.cast(variable.value, tf.float32), tf.int32)
+            total += tf.reduce_sum(bits)
+        mixed = tf.bitwise.bitwise_xor(total, tf.bitwise.right_shift(total, 16))
+        mixed = tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, 8))
+        return tf.cast(tf.bitwise.bitwise_and(mixed, 255), tf.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a call of the loop did.
+
+    Attributes:
+      steps: how many steps were done.
+      sums: [sums] float64, over these steps.
+      last: [sums] float64, of the last step's global batch.
+      stop: whether a worker was asked to stop.
+      diverged: whether the replicas' weights differed before the last step.
+    """
+
+    steps: int
+    sums: np.ndarray
+    last: np.ndarray
+    stop: bool
+    diverged: bool
+
+    @classmethod
+    def of(cls, steps: int, sums: np.ndarray, tail: np.ndarray, replicas: int) -> "Progress":
+        stops, first, second = tail[-3:]
+        return cls(
+            steps=steps,
+            sums=sums.astype(np.float64),
+            last=tail[:-3].astype(np.float64),
+            stop=bool(stops > 0),
+            diverged=bool(replicas * second != first * first),
+        )
+
+
+def _update_locally(optimizer: keras.optimizers.Optimizer) -> None:
+    """Lets `optimizer.apply` update the calling replica's variables from reduced gradients.
+
+    Keras's TensorFlow optimizer sums the gradients over the replicas itself, after it has clipped
+    each replica's own, and then leaves the replica context to update. Both are wrong here: the
+    gradients are reduced already and equal everywhere. The update of Keras's other backends, each
+    variable from its gradient, is what is wanted; the variables' aggregation is 'none', so an
+    assignment reaches the replica's own copy.
+    """
+    base = base_optimizer.BaseOptimizer
+    for name in ("_backend_update_step", "_apply_weight_decay"):
+        setattr(optimizer, name, types.MethodType(getattr(base, name), optimizer))
+    # The step counter alone asks for an aggregation, and with it for a merge of the replicas.
+    optimizer._iterations.value._aggregation = tf.VariableAggregation.NONE
+
+
+def make_evaluation(
+    strategy: tf.distribute.Strategy, program: Program
+) -> Callable[..., np.ndarray]:
+    """fn(data, chunk, steps) -> [sums] float64 over the first `steps` steps of a chunk.
+
+    Not compiled by XLA: an evaluation runs for less time than its compilation would take. One
+    collective per call.
+    """
+
+    def replica_sums(data: Any, chunk: Any, steps: tf.Tensor) -> tf.Tensor:
+        batch = chunk.ids.shape[1]
+
+        def body(step: tf.Tensor, total: tf.Tensor) -> tuple:
+            ids = chunk.ids[step]
+            if chunk.examples == ():
+                examples, rows = data, tf.maximum(ids, 0)
+            else:
+                examples, rows = chunk.examples, step * batch + tf.range(batch)
+            return step + 1, total + program.sums(examples, rows, ids, None)[1]
+
+        start = (tf.constant(0), tf.zeros([len(program.sum_names)]))
+        total = tf.while_loop(lambda step, _: step < steps, body, start, parallel_iterations=1)[1]
+        return tf.distribute.get_replica_context().all_reduce(SUM, tf.identity(total))
+
+    @tf.function(autograph=False)
+    def run(data: Any, chunk: Any, steps: tf.Tensor) -> tf.Tensor:
+        sums = strategy.run(replica_sums, args=(data, chunk, steps))
+        return strategy.experimental_local_results(sums)[0]
+
+    return lambda data, chunk, steps: (
+        run(data, chunk, tf.constant(steps)).numpy().astype(np.float64)
+    )

@@ -1,0 +1,129 @@
+"""Task: what a user supplies, and how a name on the command line becomes one."""
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dist_train.errors import DistTrainError, UsageError
+from dist_train.examples import Source
+
+if TYPE_CHECKING:
+    import keras
+
+    from dist_train.config import Config
+
+_BUILT_IN = {"mnist": "dist_train.mnist:task"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """A model, its examples and its loss.
+
+    Attributes:
+      model: () -> keras.Model, called in the strategy's scope.
+      train: the examples to learn from.
+      validation: evaluated every `eval_epochs` epochs, or None.
+      test: evaluated once at the end, or None.
+      loss: a keras.losses.Loss (its reduction is not used: the exact mean over the global batch
+        is), a Keras loss by name, or fn(y, outputs) -> [batch] float losses.
+      metrics: {name: fn(y, outputs) -> [batch] float}; the exact mean over examples is reported.
+      optimizer: () -> keras.Optimizer, called in the strategy's scope; default: from the flags.
+      preprocess: fn(x, y, seed) -> (x, y), traced, on the device, over a whole batch. `seed` is
+        [batch, 2] int32, a function of (seed, epoch, example index), for the tf.random.stateless_*
+        and tf.image.stateless_* functions; in evaluation it is None: no augmentation there.
+    """
+
+    model: "Callable[[], keras.Model]"
+    train: Source
+    validation: Source | None = None
+    test: Source | None = None
+    loss: "keras.losses.Loss | str | Callable[[Any, Any], Any]"
+    metrics: Mapping[str, Callable[[Any, Any], Any]] = dataclasses.field(default_factory=dict)
+    optimizer: "Callable[[], keras.optimizers.Optimizer] | None" = None
+    preprocess: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test"):
+            source = getattr(self, name)
+            if source is None and name != "train":
+                continue
+            if not isinstance(source, Source):
+                raise UsageError(
+                    f"Task.{name} is a {type(source).__name__}; use dist_train.Arrays(x, y) or an"
+                    " object with __len__ and __getitem__(indices) -> (x, y)"
+                )
+            if len(source) == 0:
+                raise UsageError(f"Task.{name} has no examples")
+        reserved = {"loss", "batch_loss", "step", "epoch", "examples", "time", "kind"}
+        if taken := reserved & set(self.metrics):
+            raise UsageError(f"metrics may not be named {', '.join(sorted(taken))}")
+
+
+def load(spec: str, config: "Config") -> Task:
+    """The Task that `spec` names.
+
+    Args:
+      spec: a built-in name, 'package.module:name' or 'path/file.py:name', where name is a Task or
+        a function that returns one; the function may take the Config as its only argument.
+      config: handed to such a function.
+
+    Raises:
+      UsageError: no such module, file or name, or it gives no Task.
+    """
+    module_name, separator, name = _BUILT_IN.get(spec, spec).rpartition(":")
+    if not separator or not module_name or not name:
+        raise UsageError(
+            f"task={spec!r} is neither {', '.join(_BUILT_IN)} nor of the form"
+            " 'package.module:name' or 'path/file.py:name'"
+        )
+    module = _import(module_name)
+    try:
+        found = getattr(module, name)
+    except AttributeError:
+        raise UsageError(f"task={spec!r}: {module_name} has no {name!r}") from None
+    return resolve(found, config)
+
+
+def resolve(found: Any, config: "Config") -> Task:
+    """The Task itself, from a Task or a function that returns one (and may take the Config)."""
+    if not isinstance(found, Task) and callable(found):
+        try:
+            found = found(config) if inspect.signature(found).parameters else found()
+        except DistTrainError:
+            raise
+        except OSError as error:  # a missing or unreadable data file, most of the time
+            raise UsageError(f"the task could not be made: {error}") from error
+    if not isinstance(found, Task):
+        raise UsageError(f"the task is a {type(found).__name__}; it must be a dist_train.Task")
+    return found
+
+
+def source_file(spec: str) -> Path | None:
+    """The file that a 'path/file.py:name' spec names, or None for the other forms."""
+    module_name = spec.rpartition(":")[0]
+    return Path(module_name) if module_name.endswith(".py") else None
+
+
+def _import(module_name: str):
+    try:
+        if not module_name.endswith(".py"):
+            if "" not in sys.path:  # a console script's path lacks the current folder
+                sys.path.insert(0, "")
+            return importlib.import_module(module_name)
+        path = Path(module_name)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise UsageError(f"task file {module_name} does not exist")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module  # so that classes defined in it can be serialized
+        spec.loader.exec_module(module)
+        return module
+    except ImportError as error:
+        raise UsageError(f"task module {module_name} cannot be imported: {error}") from error
+    except SyntaxError as error:
+        raise UsageError(f"task {error.filename}, line {error.lineno}: {error.msg}") from error
