@@ -2,8 +2,8 @@
 
 Each is a folder `step-00000782/` in TensorFlow's object-based format (a CRC per tensor), written
 under another name, synced to the disk and then renamed: a reader or a crash sees all of it or
-nothing. Only the chief writes and reads; the other workers get the state by one broadcast, so no
-shared filesystem is needed.
+nothing. Only the chief writes and reads; the other workers get the state from it, so no shared
+filesystem is needed.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -104,60 +103,6 @@ class Checkpoints:
                 " to start again from the beginning"
             )
         return None
-
-
-def broadcast(strategy: tf.distribute.Strategy, variables: list) -> None:
-    """Gives every worker the chief's values of `variables`, bit by bit, in one collective.
-
-    Args:
-      strategy: all of its workers must call this at the same point.
-      variables: tf.Variable or keras.Variable, the same on all workers but for their values.
-    """
-    values = [np.asarray(variable.numpy()) for variable in variables]
-    raw = b"".join(value.tobytes() for value in values)
-    bits = np.frombuffer(raw + bytes(-len(raw) % 4), np.int32)
-    # A sum in which the others take part with zeros keeps every bit of the chief's.
-    received = _sum_of_workers(strategy, bits, chief_only=True).tobytes()
-    offset = 0
-    with strategy.scope():
-        for variable, value in zip(variables, values, strict=True):
-            part = received[offset : offset + value.nbytes]
-            variable.assign(np.frombuffer(part, value.dtype).reshape(value.shape))
-            offset += value.nbytes
-
-
-def gather(strategy: tf.distribute.Strategy, value: int, worker: int, workers: int) -> list[int]:
-    """The 32-bit `value` of each worker, in their order; a barrier, too."""
-    row = np.zeros(workers, np.uint32)
-    row[worker] = value
-    summed = _sum_of_workers(strategy, row.view(np.int32))
-    return [int(number) for number in summed.view(np.uint32)]
-
-
-def _sum_of_workers(
-    strategy: tf.distribute.Strategy, value: np.ndarray, *, chief_only: bool = False
-) -> np.ndarray:
-    """The sum of each worker's (or only the chief's) [n] int32, on every worker."""
-
-    @tf.function(autograph=False)
-    def reduce(value: tf.Tensor) -> tf.Tensor:
-        def replica(value: tf.Tensor) -> tf.Tensor:
-            context = tf.distribute.get_replica_context()
-            number = context.replica_id_in_sync_group
-            local = strategy.num_replicas_in_sync // _workers(strategy)
-            counts = number == 0 if chief_only else number % local == 0
-            return context.all_reduce(
-                tf.distribute.ReduceOp.SUM, tf.where(counts, value, tf.zeros_like(value))
-            )
-
-        return strategy.experimental_local_results(strategy.run(replica, args=(value,)))[0]
-
-    return reduce(tf.constant(value)).numpy()
-
-
-def _workers(strategy: tf.distribute.Strategy) -> int:
-    resolver = strategy.cluster_resolver
-    return 1 if resolver is None else len(resolver.cluster_spec().as_dict()["worker"])
 
 
 def _sync(path: Path) -> None:

@@ -16,6 +16,11 @@ from absl import flags
 
 from dist_train.errors import UsageError
 
+# Paths and habits of one machine: they may differ between the workers of a run.
+_PER_WORKER = {
+    "workdir", "data_dir", "input", "progress", "initial_weights",
+    "start_timeout_s", "stall_timeout_s",
+}  # fmt: skip
 STRATEGIES = ("default", "mirrored", "multi_worker")
 
 
@@ -220,6 +225,10 @@ class Config:
             )
         return first, last
 
+    def shared(self) -> dict[str, Any]:
+        """The settings that all workers of a run must have alike."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in _PER_WORKER}
+
     def trajectory(self) -> dict[str, Any]:
         """The settings that decide the sequence of batches, losses and weights."""
         return {
@@ -248,7 +257,7 @@ def _converted(field: dataclasses.Field, value: Any) -> Any:
     if meta["choices"] and value not in meta["choices"]:
         raise UsageError(f"{name}={value!r} is not one of {', '.join(meta['choices'])}")
     lower, upper = meta["lower"], meta["upper"]
-    if kind is float and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{name}={value} is not a finite number")
     if lower is not None and value < lower:
         raise UsageError(f"{name}={value} is below {lower}; use {lower} or more")
@@ -270,36 +279,28 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     """Defines one flag per field of Config, with its default, help and bounds."""
     for field in dataclasses.fields(Config):
         kind, _ = _kind(field)
-        meta = field.metadata
-        options = {"flag_values": flag_values}
-        if field.name == "steps_per_loop":  # the only number that has a word as its default
-            flags.DEFINE_string(field.name, "auto", meta["help"], **options)
-        elif field.name == "strategy":
-            choices = [*STRATEGIES, "multi-worker"]
-            flags.DEFINE_enum(field.name, field.default, choices, meta["help"], **options)
+        name, meta, default = field.name, field.metadata, field.default
+        define: Any
+        options: dict[str, Any] = {"flag_values": flag_values}
+        if name == "steps_per_loop":  # the only number that has a word as its default
+            define, default = flags.DEFINE_string, "auto"
         elif meta["choices"]:
-            flags.DEFINE_enum(
-                field.name, field.default, list(meta["choices"]), meta["help"], **options
-            )
-        elif kind is bool:
-            flags.DEFINE_bool(field.name, field.default, meta["help"], **options)
-        elif kind is int:
-            flags.DEFINE_integer(
-                field.name, field.default, meta["help"],
-                lower_bound=meta["lower"], upper_bound=meta["upper"], **options,
-            )  # fmt: skip
-        elif kind is float:
-            flags.DEFINE_float(
-                field.name, field.default, meta["help"],
-                lower_bound=meta["lower"], upper_bound=meta["upper"], **options,
-            )  # fmt: skip
+            define = flags.DEFINE_enum
+            spelled = ("multi-worker",) if name == "strategy" else ()
+            options["enum_values"] = [*meta["choices"], *spelled]
+        elif kind in (int, float):
+            define = flags.DEFINE_integer if kind is int else flags.DEFINE_float
+            options |= {"lower_bound": meta["lower"], "upper_bound": meta["upper"]}
         else:
-            flags.DEFINE_string(field.name, field.default, meta["help"], **options)
+            define = flags.DEFINE_bool if kind is bool else flags.DEFINE_string
+        define(name=name, default=default, help=meta["help"], **options)
 
 
 def from_flags(flag_values: flags.FlagValues) -> Config:
     """The Config that parsed flags describe."""
-    values = {field.name: flag_values[field.name].value for field in dataclasses.fields(Config)}
+    values: dict[str, Any] = {
+        field.name: flag_values[field.name].value for field in dataclasses.fields(Config)
+    }
     text = values["steps_per_loop"]
     if text == "auto":
         values["steps_per_loop"] = None

@@ -86,7 +86,7 @@ def digest(source: Source) -> int:
     for array in arrays:
         array = np.ascontiguousarray(array)
         checksum = zlib.crc32(f"{array.dtype}{array.shape}".encode(), checksum)
-        checksum = zlib.crc32(array.reshape(-1).view(np.uint8), checksum)
+        checksum = zlib.crc32(array.reshape(-1).view(np.uint8).data, checksum)
     return checksum
 
 

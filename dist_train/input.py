@@ -190,7 +190,7 @@ class Input:
             return Chunk(ids, epoch, () if self.resident else self._read(ids))
 
         # Without an end: the end of a distributed dataset costs a collective at every element.
-        numbers = tf.data.Dataset.range(first * local, np.iinfo(np.int64).max)
+        numbers = tf.data.Dataset.counter(first * local)
         dataset = numbers.map(chunk, num_parallel_calls=local, deterministic=True)
         return dataset.prefetch(2 * local)
 

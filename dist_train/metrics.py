@@ -66,7 +66,7 @@ class MetricsFile:
         self._file.flush()
 
     def sync(self) -> None:
-        """Waits until all rows are on the disk; a checkpoint relies on them."""
+        """Waits until all rows are on the disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -121,23 +121,45 @@ class Console:
 
 
 class RunLog:
-    """Everything that a run reports while it trains; on workers other than the chief, nothing.
+    """Everything that a run reports while it trains.
 
     Args:
-      sinks: called with each row.
-      console: for the lines, or None.
+      file, board, console: where to; each may be missing, as on workers other than the chief.
       clock: seconds since the epoch.
     """
 
     def __init__(
         self,
-        sinks: Sequence[Callable[[Row], None]],
-        console: Console | None,
+        file: MetricsFile | None = None,
+        board: TensorBoard | None = None,
+        console: Console | None = None,
         clock: Callable[[], float] = time.time,
     ):
-        self._sinks = sinks
+        self._file = file
+        self._board = board
         self._console = console
         self._clock = clock
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(
+        cls, metrics: Path, tensorboard: Path, *, step: int, total_steps: int, progress: str
+    ) -> "Iterator[RunLog]":
+        """The chief's log, closed in the end.
+
+        Args:
+          metrics, tensorboard: the file and the folder.
+          step: the run begins after it.
+          total_steps: of the whole run, for the bar.
+          progress: auto (a bar on a terminal), true or false.
+        """
+        bar = progress == "true" or (progress == "auto" and sys.stderr.isatty())
+        with (
+            contextlib.closing(MetricsFile(metrics, resumed_step=step)) as file,
+            contextlib.closing(TensorBoard(tensorboard)) as board,
+            contextlib.closing(Console(total_steps=total_steps, step=step, bar=bar)) as console,
+        ):
+            yield cls(file, board, console)
 
     def train(self, row: Row) -> None:
         """A line of training: means since the line before, and the last batch's own loss."""
@@ -158,9 +180,15 @@ class RunLog:
         if self._console is not None:
             self._console.advance(steps)
 
+    def sync(self) -> None:
+        """Waits until all rows are on the disk; a checkpoint relies on them."""
+        if self._file is not None:
+            self._file.sync()
+
     def _write(self, kind: str, row: Row) -> None:
-        for sink in self._sinks:
-            sink({"kind": kind, **row, "time": self._clock()})
+        for sink in (self._file, self._board):
+            if sink is not None:
+                sink.write({"kind": kind, **row, "time": self._clock()})
 
     def _line(self, text: str) -> None:
         if self._console is not None:
@@ -172,17 +200,3 @@ _NOT_SHOWN = {"step", "epoch", "examples", "examples_per_second", "batch_loss", 
 
 def _shown(row: Row) -> str:
     return "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k not in _NOT_SHOWN)
-
-
-@contextlib.contextmanager
-def chief_log(
-    metrics: Path, tensorboard: Path, *, step: int, total_steps: int, progress: str
-) -> Iterator[tuple[RunLog, MetricsFile]]:
-    """The chief's log, closed in the end."""
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(contextlib.closing(MetricsFile(metrics, resumed_step=step)))
-        board = stack.enter_context(contextlib.closing(TensorBoard(tensorboard)))
-        bar = progress == "true" or (progress == "auto" and sys.stderr.isatty())
-        console = Console(total_steps=total_steps, step=step, bar=bar)
-        stack.enter_context(contextlib.closing(console))
-        yield RunLog([file.write, board.write], console), file

@@ -5,30 +5,25 @@ seconds, and after it a missing peer means a wait that no signal ends.
 """
 
 import contextlib
-import dataclasses
-import hashlib
-import importlib.metadata
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_train import cluster as clusters
-from dist_train import rendezvous, stopping, task, watchdog
+from dist_train import rendezvous, stopping, task, versions, watchdog
 from dist_train.config import Config
 from dist_train.workdir import Workdir
 
 if TYPE_CHECKING:
+    import tensorflow as tf
+
     from dist_train.loop import Result
 
-# What may differ between the workers of one run: paths and habits of a machine.
-_PER_WORKER = {
-    "workdir", "data_dir", "input", "steps_per_loop", "progress", "initial_weights",
-    "start_timeout_s", "stall_timeout_s",
-}  # fmt: skip
+# A multi-worker strategy can be made once in a process, before anything else that TensorFlow does;
+# a second run of the same shape uses it again.
+_strategies: "dict[tuple, tf.distribute.Strategy]" = {}
 
 
 def train(
@@ -58,26 +53,35 @@ def train(
             create = config.mode == "train"
             workdir = stack.enter_context(Workdir.locked(config.workdir, create=create))
             workdir.check_resumable(config.trajectory())
-        if cluster is not None:
+        strategy = _strategies.get((config.strategy, config.devices, cluster))
+        if strategy is None and cluster is not None:
             rendezvous.meet(
                 cluster,
                 _identity(config),
                 timeout_s=config.start_timeout_s,
                 token=os.environ.get("DIST_TRAIN_TOKEN", ""),
             )
-        with watchdog.bound(
-            config.start_timeout_s + 60.0,
-            "TensorFlow did not start with its peers within {seconds}, although all had arrived;"
-            " one of them died, or its port is closed to this host",
-        ):
-            with _quiet_stderr():
-                from dist_train import replicas
-
-            strategy = replicas.create(config.strategy, config.devices, cluster)
+        if strategy is None:
+            strategy = _create_strategy(config, cluster)
+            _strategies[config.strategy, config.devices, cluster] = strategy
         request.reclaim()
         from dist_train import loop
 
         return loop.run(task, config, strategy, cluster, workdir, request)
+
+
+def _create_strategy(
+    config: Config, cluster: "clusters.Cluster | None"
+) -> "tf.distribute.Strategy":
+    with watchdog.bound(
+        config.start_timeout_s + 60.0,
+        "TensorFlow did not start with its peers within {seconds}, although all had arrived; one of"
+        " them died, or its port is closed to this host",
+    ):
+        with _quiet_stderr():
+            from dist_train import replicas
+
+        return replicas.create(config.strategy, config.devices, cluster)
 
 
 @contextlib.contextmanager
@@ -102,31 +106,8 @@ def _quiet_stderr() -> Iterator[None]:
             os.dup2(stderr, 2)
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the packages whose numbers matter."""
-    names = ("dist_train", "tensorflow", "keras", "numpy")
-    found = {"python": platform.python_version()}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
 def _identity(config: Config) -> dict[str, Any]:
     """What must be equal on all workers, by name."""
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _PER_WORKER}
-    identity = {**settings, **versions(), "source": _digest(_sources())}
-    if (path := task.source_file(config.task)) is not None and path.is_file():
-        identity["task source"] = _digest([path])
-    return identity
-
-
-def _sources() -> list[Path]:
-    return sorted(Path(__file__).parent.rglob("*.py"))
-
-
-def _digest(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
+    path = task.source_file(config.task)
+    code = versions.source_digest([path] if path is not None and path.is_file() else [])
+    return {**config.shared(), **versions.installed(), "source": code}

@@ -19,6 +19,10 @@ from keras.src.optimizers import base_optimizer
 from dist_train.errors import UsageError
 
 SUM = tf.distribute.ReduceOp.SUM
+# The vector ends with what all workers must know in the same step: the chief's proposal for the
+# length of the next call, the count of workers that were asked to stop, and the sums of the weight
+# hashes and of their squares.
+_SIGNALS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,9 +160,6 @@ class TrainLoop:
       loss_scale: for float16, or None.
       jit_compile: whether XLA compiles the step; with one replica, the loop as a whole.
 
-    Attributes:
-      stop_requested: a variable of this worker; set to 1 at any time, also from another thread, it
-        ends the loop of *every* worker at the same step.
     """
 
     def __init__(
@@ -178,9 +179,10 @@ class TrainLoop:
         self._variables = program.model.trainable_variables
         self._sizes = [int(np.prod(variable.shape)) for variable in self._variables]
         self._sums = len(program.sum_names)
+        self._tail = self._sums + _SIGNALS
         _update_locally(optimizer)
         with tf.device("CPU:0"):
-            self.stop_requested = tf.Variable(0.0, trainable=False, name="stop_requested")
+            self._stop_requested = tf.Variable(0.0, trainable=False, name="stop_requested")
         if self._replicas == 1:
             # strategy.run of the whole loop: XLA keeps the weights in place from step to step.
             loop = tf.function(
@@ -196,45 +198,61 @@ class TrainLoop:
                 )
             self._run = tf.function(self._loop(self._distributed_step), autograph=False)
 
-    def __call__(self, data: Any, chunk: Any, start: int, stop: int) -> "Progress":
+    def __call__(
+        self, data: Any, chunk: Any, start: int, stop: int, next_steps: int = 0
+    ) -> "Progress":
         """Runs the steps `start` to `stop` of a chunk; fewer if a step fails or all are to stop.
+
+        All workers must ask for the same steps: TensorFlow matches their collectives by the number
+        of the iteration within the call, so calls of different lengths would wait for ever.
 
         Args:
           data: the resident examples, or ().
           chunk: see `input.Chunk`, one per replica.
           start, stop: steps within the chunk.
+          next_steps: how many steps this worker would like the next call to make.
         """
-        done, sums, tail = self._run(data, chunk, tf.constant(start), tf.constant(stop))
+        done, sums, tail = self._run(
+            data, chunk, tf.constant(start), tf.constant(stop), tf.constant(float(next_steps))
+        )
         done, sums, tail = (
             self._strategy.experimental_local_results(v)[0] for v in (done, sums, tail)
         )
         return Progress.of(int(done) - start, sums.numpy(), tail.numpy(), self._replicas)
 
+    def request_stop(self) -> None:
+        """Ends the loop of *every* worker at the same step; at any time, from any thread."""
+        self._stop_requested.assign(1.0)
+
     def _loop(self, run_step: Callable[..., tf.Tensor]) -> Callable[..., tuple]:
-        def loop(data: Any, chunk: Any, start: tf.Tensor, stop: tf.Tensor) -> tuple:
+        def loop(
+            data: Any, chunk: Any, start: tf.Tensor, stop: tf.Tensor, next_steps: tf.Tensor
+        ) -> tuple:
             def healthy(step: tf.Tensor, sums: tf.Tensor, tail: tf.Tensor) -> tf.Tensor:
                 del sums
-                stops, first, second = tail[self._sums], tail[-2], tail[-1]
+                stops, first, second = tail[-3], tail[-2], tail[-1]
                 # Equal hashes h of R replicas: R Σh² = (Σh)², in integers that float32 holds.
                 agree = tf.equal(self._replicas * second, first * first)
                 return (step < stop) & tf.math.is_finite(tail[0]) & (stops == 0.0) & agree
 
             def body(step: tf.Tensor, sums: tf.Tensor, tail: tf.Tensor) -> tuple:
                 del tail
-                tail = run_step(data, chunk, step)
+                tail = run_step(data, chunk, step, next_steps)
                 return step + 1, sums + tail[: self._sums], tail
 
-            zeros = (tf.zeros([self._sums]), tf.zeros([self._sums + 3]))
+            zeros = (tf.zeros([self._sums]), tf.zeros([self._tail]))
             return tf.while_loop(healthy, body, (start, *zeros), parallel_iterations=1)
 
         return loop
 
-    def _distributed_step(self, data: Any, chunk: Any, step: tf.Tensor) -> tf.Tensor:
-        tails = self._strategy.run(self._replica_step, args=(data, chunk, step))
+    def _distributed_step(self, *args: Any) -> tf.Tensor:
+        tails = self._strategy.run(self._replica_step, args=args)
         return self._strategy.experimental_local_results(tails)[0]
 
-    def _replica_step(self, data: Any, chunk: Any, step: tf.Tensor) -> tf.Tensor:
-        """One step in replica context; returns the reduced sums, stops, Σ hash and Σ hash²."""
+    def _replica_step(
+        self, data: Any, chunk: Any, step: tf.Tensor, next_steps: tf.Tensor
+    ) -> tf.Tensor:
+        """One step in replica context; returns the reduced sums and signals."""
         ids = chunk.ids[step]
         if chunk.examples == ():
             examples, rows = data, tf.maximum(ids, 0)
@@ -242,17 +260,21 @@ class TrainLoop:
             batch = ids.shape[0]
             examples, rows = chunk.examples, step * batch + tf.range(batch)
         if self._replicas == 1:
-            flat = tf.concat([self._gradients(examples, rows, ids, chunk.epoch), tf.zeros([3])], 0)
+            signals = tf.stack([next_steps, 0.0, 0.0, 0.0])
+            flat = tf.concat([self._gradients(examples, rows, ids, chunk.epoch), signals], 0)
         else:
             # Gathered out here: XLA would copy all resident examples at each call from outside.
             examples = tf.nest.map_structure(lambda array: tf.gather(array, rows), examples)
             local = self._gradients(examples, tf.range(ids.shape[0]), ids, chunk.epoch)
+            replica = tf.distribute.get_replica_context()
+            proposal = tf.where(replica.replica_id_in_sync_group == 0, next_steps, 0.0)
             hashed = self._weight_hash()
-            flags = tf.stack([self.stop_requested.read_value(), hashed, hashed * hashed])
+            signals = tf.stack(
+                [proposal, self._stop_requested.read_value(), hashed, hashed * hashed]
+            )
             # all_reduce of a bare result fails ("destinations can not be empty").
-            flat = tf.identity(tf.concat([local, flags], 0))
-            flat = tf.distribute.get_replica_context().all_reduce(SUM, flat)
-        parts = tf.split(flat, [*self._sizes, self._sums + 3])
+            flat = replica.all_reduce(SUM, tf.identity(tf.concat([local, signals], 0)))
+        parts = tf.split(flat, [*self._sizes, self._tail])
         self._apply(parts[:-1], parts[-1])
         return parts[-1]
 
@@ -334,6 +356,7 @@ class Progress:
       steps: how many steps were done.
       sums: [sums] float64, over these steps.
       last: [sums] float64, of the last step's global batch.
+      next_steps: what the chief would like the next call to make; the same on all workers.
       stop: whether a worker was asked to stop.
       diverged: whether the replicas' weights differed before the last step.
     """
@@ -341,16 +364,18 @@ class Progress:
     steps: int
     sums: np.ndarray
     last: np.ndarray
+    next_steps: int
     stop: bool
     diverged: bool
 
     @classmethod
     def of(cls, steps: int, sums: np.ndarray, tail: np.ndarray, replicas: int) -> "Progress":
-        stops, first, second = tail[-3:]
+        next_steps, stops, first, second = tail[-_SIGNALS:]
         return cls(
             steps=steps,
             sums=sums.astype(np.float64),
-            last=tail[:-3].astype(np.float64),
+            last=tail[:-_SIGNALS].astype(np.float64),
+            next_steps=int(next_steps),
             stop=bool(stops > 0),
             diverged=bool(replicas * second != first * first),
         )

@@ -1,0 +1,178 @@
+"""Build: from a task and the settings to the parts that a run needs, in the strategy's scope."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dist_train import layers, optimizers
+from dist_train.config import Config
+from dist_train.errors import UsageError
+from dist_train.examples import Source
+from dist_train.input import Input, choose
+from dist_train.step import LossScale, Program, TrainLoop, example_loss, make_evaluation
+from dist_train.task import Task
+
+
+class Parts:
+    """What a run is made of.
+
+    Attributes:
+      inputs: {"train" | "validation" | "test": Input}, of what the task has.
+      total_steps: of the whole run.
+      model, optimizer, program: as they are named.
+      train_loop, evaluation: see `step`.
+      pending: [sums] float64, the sums since the last line of the log. They are state too: a
+        resumed run logs the same means.
+      variables: all state, for a broadcast.
+    """
+
+    def __init__(
+        self, task: Task, config: Config, strategy: tf.distribute.Strategy, *, local_replicas: int
+    ):
+        self._config = config
+        self._replicas = strategy.num_replicas_in_sync
+        self._make_inputs(task, strategy, local_replicas)
+        schedule = self.inputs["train"].schedule
+        self.total_steps = config.epochs * schedule.steps_per_epoch
+
+        keras.utils.set_random_seed(config.seed)
+        with strategy.scope():
+            self.model = task.model()
+            if not self.model.built:
+                raise UsageError(
+                    "the model has no input shape yet; start it with keras.Input or build it"
+                )
+            self.optimizer = task.optimizer() if task.optimizer else self._optimizer()
+            self.optimizer.build(self.model.trainable_variables)
+            self._loss_scale = LossScale() if config.dtype == "mixed_float16" else None
+        layers.check_batch_statistics(
+            self.model,
+            batch_size=config.batch_size,
+            examples=schedule.examples,
+            replicas=self._replicas,
+        )
+        self._jit, self._jit_reason = layers.choose_jit(
+            config.jit_compile,
+            self.model,
+            gpu=_on_gpu(),
+            replicas=self._replicas,
+            strings=_has_strings(task.train),
+        )
+        self.program = Program(
+            model=self.model,
+            loss=example_loss(task.loss),
+            metrics=task.metrics,
+            preprocess=task.preprocess,
+            seed=config.seed,
+            parts=config.gradient_accumulation,
+        )
+        self.train_loop = TrainLoop(
+            strategy,
+            self.program,
+            self.optimizer,
+            loss_scale=self._loss_scale,
+            jit_compile=self._jit,
+        )
+        self.evaluation = make_evaluation(strategy, self.program)
+        with tf.device("CPU:0"):
+            zeros = np.zeros(len(self.program.sum_names))
+            self.pending = tf.Variable(zeros, trainable=False, name="pending")
+
+    def _make_inputs(
+        self, task: Task, strategy: tf.distribute.Strategy, local_replicas: int
+    ) -> None:
+        config = self._config
+        named = {"train": task.train, "validation": task.validation, "test": task.test}
+        sources = {kind: source for kind, source in named.items() if source is not None}
+        self._resident, self._input_reason = choose(
+            config.input, list(sources.values()), local_replicas
+        )
+        self.inputs = {
+            kind: Input(
+                source,
+                strategy,
+                resident=self._resident,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                shuffle=config.shuffle and kind == "train",
+            )
+            for kind, source in sources.items()
+        }
+
+    def _optimizer(self) -> keras.optimizers.Optimizer:
+        config = self._config
+        return optimizers.make(
+            config.optimizer,
+            learning_rate=config.learning_rate,
+            lr_schedule=config.lr_schedule,
+            warmup_steps=config.warmup_steps,
+            total_steps=self.total_steps,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
+            ema=config.ema,
+        )
+
+    @property
+    def variables(self) -> list:
+        return [
+            *self.model.variables,
+            *self.optimizer.variables,
+            *self._scale_variables.values(),
+            self.pending,
+        ]
+
+    @property
+    def _scale_variables(self) -> dict[str, tf.Variable]:
+        return {} if self._loss_scale is None else self._loss_scale.variables
+
+    def checkpoint(self) -> tf.train.Checkpoint:
+        """All state, as an object that TensorFlow can write and read."""
+        seeds = layers.random_states(self.model)
+        return tf.train.Checkpoint(
+            model=self.model,
+            optimizer=self.optimizer,
+            pending=self.pending,
+            **{f"seed_{number}": seed for number, seed in enumerate(seeds)},
+            **self._scale_variables,
+        )
+
+    def describe(self) -> list[str]:
+        """Lines for the start of a log: batch arithmetic, model, input, compilation."""
+        config, schedule = self._config, self.inputs["train"].schedule
+        share = -(-config.batch_size // self._replicas)
+        padded = "" if share * self._replicas == config.batch_size else ", the last one padded"
+        weights = sum(int(np.prod(v.shape)) for v in self.model.trainable_variables)
+        device = "GPU" if _on_gpu() else "CPU"
+        return [
+            f"batch {config.batch_size} = {self._replicas} x {share} on {device}{padded};"
+            f" {schedule.examples:,} examples = {schedule.steps_per_epoch:,} steps per epoch,"
+            f" {self.total_steps:,} in all",
+            f"model {self.model.name}: {weights:,} weights; {self.optimizer.name}, {config.dtype}",
+            f"input {'resident' if self._resident else 'stream'} ({self._input_reason});"
+            f" XLA {'on' if self._jit else 'off'} ({self._jit_reason})",
+        ]
+
+
+def _on_gpu() -> bool:
+    return bool(tf.config.get_visible_devices("GPU"))
+
+
+def _has_strings(source: Source) -> bool:
+    example = tf.nest.flatten(source[np.zeros(1, np.int64)])
+    return any(np.asarray(array).dtype.kind in "SUO" for array in example)
+
+
+def load_weights(model: keras.Model, path: str) -> None:
+    """Loads a .weights.h5 or .keras file.
+
+    Raises:
+      UsageError: it does not exist, or does not fit the model.
+    """
+    try:
+        if path.endswith(".keras"):
+            model.set_weights(keras.saving.load_model(path, compile=False).get_weights())
+        else:
+            model.load_weights(path)
+    except (OSError, ValueError, KeyError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise UsageError(f"initial_weights={path} cannot be used: {text}") from error

@@ -1,0 +1,54 @@
+"""Pace: how many steps a call of the loop should make, and how long the steps took."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+
+class Pace:
+    """Chooses the steps of the next call: about a second's worth.
+
+    A call cannot be interrupted, and a bar must move; but each call costs a millisecond. The
+    numbers of the training do not depend on it.
+
+    Args:
+      fixed: steps per call, or None to adapt.
+      clock: a clock in seconds.
+
+    Attributes:
+      wish: what a call should make by this process's own clock. With several workers it is the
+        chief's that counts, and it arrives with the call before; see `step.TrainLoop`.
+    """
+
+    _TARGET_S = 1.0
+    _MOST = 1 << 20  # a float32 carries it to the other workers
+    _FIRST = 16
+
+    def __init__(self, fixed: int | None, clock: Callable[[], float] = time.perf_counter):
+        self._fixed = fixed
+        self._clock = clock
+        self._calls = 0
+        self._last_s = 0.0
+        self._total_s = 0.0
+        self.wish = fixed or self._FIRST
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """Around a call of the loop."""
+        begin = self._clock()
+        yield
+        self._last_s = self._clock() - begin
+        self._total_s += self._last_s
+
+    def done(self, steps: int) -> None:
+        """After a call that made so many steps."""
+        self._calls += 1
+        if self._fixed is None and self._calls > 1:  # the first call traces and compiles
+            self.wish = min(
+                self._MOST, max(1, int(self._TARGET_S * steps / max(self._last_s, 1e-6)))
+            )
+
+    def take_seconds(self) -> float:
+        """The seconds in calls since this was asked last."""
+        seconds, self._total_s = self._total_s, 0.0
+        return seconds
