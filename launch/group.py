@@ -20,7 +20,7 @@ _BUSY_TICK_S = 0.02
 # explains the first ones seen.
 _SETTLE_S = 1.5
 # Python's stacks are in the output well within this time of SIGQUIT, on a loaded machine too.
-_DUMP_S = 2.0
+_DUMP_S = 1.0
 # A guard that is alive reports the end of its tree much sooner after SIGKILL.
 _GIVE_UP_S = 15.0
 
@@ -169,7 +169,7 @@ class Group:
             at_s=now - self._started_at,
             asked=self._stopping,
             killed=self._killing,
-            oom=oom,
+            oom=oom and not self._killing,
             unrunnable=unrunnable,
             orphaned=orphaned,
         )

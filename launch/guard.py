@@ -60,7 +60,7 @@ def kill_tree() -> list[int]:
 
 
 def descendants() -> list[int]:
-    """The process ids of this process's living descendants, zombies excluded, in no particular order."""
+    """The process ids of this process's living descendants; zombies do not live."""
     children: dict[int, list[int]] = {}
     zombies = set()
     for entry in os.listdir("/proc"):
@@ -132,11 +132,8 @@ class _Guard:
         signal.set_wakeup_fd(wake_in, warn_on_full_buffer=False)
         oom_kills = _oom_kills()
 
-        guard = os.getpid()
-        worker = os.fork()
-        if worker == 0:
-            self._become_worker(guard)
-        self._tell(f"pid {worker}")
+        worker, error = self._start_worker()
+        self._tell(f"unrunnable {error}" if error else f"pid {worker}")
         status = self._watch(worker, wake)
         if status is not None:
             oom = status == -signal.SIGKILL and (_oom_kills() > oom_kills or _in_kernel_log(worker))
@@ -146,24 +143,37 @@ class _Guard:
             os.write(2, f"process {pid} outlives SIGKILL: it is stuck in the kernel\n".encode())
         self._remove_directory()
 
+    def _start_worker(self) -> tuple[int, int]:
+        """Returns its process id, and errno if its command cannot be executed.
+
+        Waits for the exec: before it, a signal would be lost in the handlers it has from us.
+        """
+        guard = os.getpid()
+        error, error_in = os.pipe()  # exec closes it
+        worker = os.fork()
+        if worker == 0:
+            try:
+                self._become_worker(guard)
+            except OSError as failure:
+                os.write(error_in, str(failure.errno).encode())
+            finally:
+                os._exit(127)
+        os.close(error_in)
+        return worker, int(os.read(error, 16) or 0)
+
     def _become_worker(self, guard: int) -> None:
-        try:
-            os.setsid()
-            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != guard:  # it died before the parent-death signal was in force
-                os._exit(1)
-            for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these two
-                signal.signal(number, signal.SIG_DFL)
-            if self._cpus:
-                os.sched_setaffinity(0, self._cpus)
-            os.execvp(self._command[0], self._command)
-        except OSError as error:
-            self._tell(f"unrunnable {error.errno}")
-        finally:
-            os._exit(127)
+        os.setsid()
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != guard:  # it died before the parent-death signal was in force
+            os._exit(1)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these two
+            signal.signal(number, signal.SIG_DFL)
+        if self._cpus:
+            os.sched_setaffinity(0, self._cpus)
+        os.execvp(self._command[0], self._command)
 
     def _watch(self, worker: int, wake: int) -> int | None:
-        """Serves the launcher until the worker ends (its status) or everything is to be killed (None)."""
+        """Serves the launcher until the worker ends (its status) or all is to be killed (None)."""
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(wake, select.POLLIN)
@@ -246,7 +256,7 @@ def _catches(pid: int, number: int) -> bool:
 
 
 def _oom_kills() -> int:
-    """How many processes of this cgroup the kernel has killed for want of memory; 0 where it does not say."""
+    """How many processes of this cgroup the kernel killed for want of memory, as far as it says."""
     try:
         with open("/proc/self/cgroup") as file:
             groups = [line.rstrip("\n").split(":", 2) for line in file]
@@ -254,25 +264,24 @@ def _oom_kills() -> int:
         return 0
     count = 0
     for _, controllers, path in groups:
-        if controllers == "":
-            files = [f"/sys/fs/cgroup{path}/memory.events", "/sys/fs/cgroup/memory.events"]
-        elif controllers == "memory":
-            files = [
-                f"/sys/fs/cgroup/memory{path}/memory.oom_control",
-                "/sys/fs/cgroup/memory/memory.oom_control",
-            ]
+        if controllers == "memory":  # cgroup v1
+            root, name = "/sys/fs/cgroup/memory", "memory.oom_control"
+        elif controllers == "":
+            root, name = "/sys/fs/cgroup", "memory.events"
         else:
             continue
-        # In a container the path is the host's, and the container's own group is mounted at the root.
-        existing = next((name for name in files if os.path.exists(name)), None)
-        if existing:
-            with open(existing) as file:
-                count += sum(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
+        # In a container the path may be the host's, while its own group is mounted at the root.
+        for candidate in (f"{root}{path}/{name}", f"{root}/{name}"):
+            if os.path.exists(candidate):
+                with open(candidate) as file:
+                    lines = [line.split() for line in file if line.startswith("oom_kill ")]
+                count += sum(int(value) for _, value in lines)
+                break
     return count
 
 
 def _in_kernel_log(pid: int) -> bool:
-    """Whether the kernel's log, where it may be read, says that it killed `pid` for want of memory."""
+    """Whether the kernel's log, where it may be read, says so of this process."""
     try:
         log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     except OSError:

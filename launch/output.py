@@ -116,6 +116,9 @@ class Output(threading.Thread):
         self._selector.register(self._wake, selectors.EVENT_READ)
         self._colours = {fd: _wants_colour(fd) for fd in (1, 2)}
         self._broken: set[int] = set()
+        self._waiting: list[threading.Event] = []
+        self._is_stuck = False
+        self._written = 0
 
     def add(self, name: str, sources: dict[int, int]) -> Capture:
         """Takes over a worker's output.
@@ -151,10 +154,19 @@ class Output(threading.Thread):
         self._request(lambda: self._show(2, lines))
 
     def drain(self, timeout_s: float) -> None:
-        """Waits until everything that was said before has been written."""
-        done = threading.Event()
-        self._request(done.set)
-        done.wait(timeout_s)
+        """Waits until all that ended workers have printed, and all that was said, is written.
+
+        Args:
+            timeout_s: how long to wait without any progress. A reader that has stopped reading is
+                waited for only once.
+        """
+        drained = threading.Event()
+        self._request(lambda: self._waiting.append(drained))
+        while not self._is_stuck:
+            written = self._written
+            if drained.wait(timeout_s):
+                return
+            self._is_stuck = written == self._written
 
     def _request(self, action: Callable[[], None]) -> None:
         self._requests.append(action)
@@ -173,6 +185,8 @@ class Output(threading.Thread):
                     self._pass_on(key.data)
             while self._requests:
                 self._requests.popleft()()
+            while self._waiting and len(self._selector.get_map()) == 1:  # our own wake-up pipe
+                self._waiting.pop().set()
 
     def _pass_on(self, stream: _Stream) -> None:
         chunk = os.read(stream.source, _READ_BYTES)
@@ -210,6 +224,7 @@ class Output(threading.Thread):
             return
         try:
             _write_all(target, lines)
+            self._written += len(lines)
         except OSError:  # `| head` has left; the training and its log files go on
             self._broken.add(target)
 

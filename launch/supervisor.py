@@ -13,7 +13,7 @@ from launch.restart import RestartPolicy
 from launch.stop import StopRequests
 
 # A reader of our output that has stopped reading does not keep us from leaving.
-_DRAIN_S = 5.0
+_DRAIN_S = 3.0
 
 
 def supervise(
