@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from launch.heartbeat import Watch
 from launch.job import Task
 from launch.output import Capture, Output
-from launch.process import Process
+from launch.process import Process, kill_orphans
 from launch.report import Ended, Ending
 from launch.stop import StopRequests
 
@@ -82,6 +82,7 @@ class Group:
         )
         self._settle_at: float | None = None
         self._dump_at: float | None = None
+        self._is_requested = False
         self._stopping = False
         self._killing = False
         self._kill_at = float("inf")
@@ -100,6 +101,8 @@ class Group:
                 for key, _ in self._selector.select(_BUSY_TICK_S if busy else _TICK_S):
                     key.data()
                 self._tick(time.monotonic())
+        kill_orphans()
+        self._output.drain()  # for the last lines, on which the verdict rests
         ended = tuple(member.ended for member in self._members)
         return Ending(ended, time.monotonic() - self._started_at, self._watch.highest_step)
 
@@ -118,14 +121,15 @@ class Group:
 
     def _on_request(self) -> None:
         for number in self._requests.take():
-            if self._requests.count > 1:
-                self._kill()
-            else:
+            if not self._is_requested:
+                self._is_requested = True
                 self._output.say(
                     f"{signal.Signals(number).name}: the workers are asked to stop and have"
-                    f" {self._limits.grace_period_s:g} s; another one kills them at once"
+                    f" {self._limits.grace_period_s:g} s; Ctrl-C kills them at once"
                 )
                 self._stop(number)
+            elif number == signal.SIGINT:
+                self._kill()
 
     def _on_messages(self, member: _Member, process: Process) -> None:
         messages = process.receive()
@@ -199,8 +203,10 @@ class Group:
             return
         elif self._dump_at is not None:
             if now >= self._dump_at:
-                self._name_stalled(now)
-                self._stop(signal.SIGTERM)
+                self._dump_at = None
+                if self._watch.is_overdue(now):  # still
+                    self._name_stalled(now)
+                    self._stop(signal.SIGTERM)
         elif self._settle_at is not None:
             if now >= self._settle_at or self._is_settled():
                 self._stop(signal.SIGTERM)
@@ -234,9 +240,9 @@ class Group:
                 member.stall = why
 
     def _stop(self, number: int) -> None:
-        now = time.monotonic()
-        self._stopping = True
-        self._kill_at = now + self._limits.grace_period_s
+        if not self._stopping:
+            self._stopping = True
+            self._kill_at = time.monotonic() + self._limits.grace_period_s
         self._send(number)
 
     def _kill(self) -> None:

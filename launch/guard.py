@@ -105,6 +105,11 @@ def _signal_all(pids: list[int], number: int) -> None:
             continue
 
 
+def _say(line: str) -> None:
+    """Says something to the user, among the worker's own errors."""
+    os.write(2, f"dist-launch: {line}\n".encode())
+
+
 def _prctl(option: int, value: int) -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
@@ -115,15 +120,18 @@ class _Guard:
         self._control = control
         self._command = command
         self._cpus = cpus
-        parent = os.environ.get("TMPDIR", "/tmp")
+        parent = os.environ.get("TMPDIR") or "/tmp"
         self._directory = os.path.join(parent, f"dist-launch-{os.getpid()}-{os.urandom(4).hex()}")
         self._heartbeat = os.path.join(self._directory, "heartbeat")
         self._beat = ""
 
     def run(self) -> None:
         adopt_orphans()
-        os.mkdir(self._directory, 0o700)
-        os.environ["DIST_LAUNCH_HEARTBEAT"] = self._heartbeat
+        try:
+            os.mkdir(self._directory, 0o700)
+            os.environ["DIST_LAUNCH_HEARTBEAT"] = self._heartbeat
+        except OSError as error:
+            _say(f"not watched for stalls, no folder for a heartbeat: {error}")
         # A handler, not SIG_IGN: exec gives handlers, but not ignored signals, their default back.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
@@ -132,15 +140,15 @@ class _Guard:
         signal.set_wakeup_fd(wake_in, warn_on_full_buffer=False)
         oom_kills = _oom_kills()
 
-        worker, error = self._start_worker()
-        self._tell(f"unrunnable {error}" if error else f"pid {worker}")
+        worker, failure = self._start_worker()
+        self._tell(f"unrunnable {failure}" if failure else f"pid {worker}")
         status = self._watch(worker, wake)
         if status is not None:
             oom = status == -signal.SIGKILL and (_oom_kills() > oom_kills or _in_kernel_log(worker))
             self._tell(f"exit {status} {'oom' if oom else '-'}")
             self._end_leftovers()
         for pid in kill_tree():
-            os.write(2, f"process {pid} outlives SIGKILL: it is stuck in the kernel\n".encode())
+            _say(f"process {pid} outlives SIGKILL: it is stuck in the kernel")
         self._remove_directory()
 
     def _start_worker(self) -> tuple[int, int]:

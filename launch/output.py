@@ -1,6 +1,7 @@
 """The workers' output: whole lines with a prefix on our own, raw bytes in log files."""
 
 import os
+import select
 import selectors
 import threading
 import time
@@ -15,6 +16,8 @@ _LINE_BYTES = 1 << 16
 _TAIL_BYTES = 1 << 14
 # How often the state of a progress bar that never ends its line is shown.
 _BAR_INTERVAL_S = 10.0
+# A reader that takes nothing for this long does not keep the launcher from leaving.
+_STUCK_S = 3.0
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 
 
@@ -153,18 +156,16 @@ class Output(threading.Thread):
         lines = Prefixer(self._prefix("launch", 2)).feed(text.encode(errors="replace") + b"\n")
         self._request(lambda: self._show(2, lines))
 
-    def drain(self, timeout_s: float) -> None:
+    def drain(self) -> None:
         """Waits until all that ended workers have printed, and all that was said, is written.
 
-        Args:
-            timeout_s: how long to wait without any progress. A reader that has stopped reading is
-                waited for only once.
+        A reader that has stopped reading is waited for only once.
         """
         drained = threading.Event()
         self._request(lambda: self._waiting.append(drained))
         while not self._is_stuck:
             written = self._written
-            if drained.wait(timeout_s):
+            if drained.wait(_STUCK_S):
                 return
             self._is_stuck = written == self._written
 
@@ -239,7 +240,10 @@ class Output(threading.Thread):
 def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:  # whoever else has this terminal open made it non-blocking
+            select.select([], [fd], [])
 
 
 def _wants_colour(fd: int) -> bool:

@@ -37,7 +37,6 @@ class Process:
     """A started worker.
 
     Attributes:
-        task: what was started.
         pipes: the worker's output: pipe to read -> the worker's descriptor for it, 1 or 2.
     """
 
@@ -50,7 +49,6 @@ class Process:
         Raises:
             OSError: no process, or no file descriptor, is to be had.
         """
-        self.task = task
         self.pipes: dict[int, int] = {}
         self._received = b""
         self._socket, guard_side = socket.socketpair()

@@ -59,7 +59,7 @@ class RestartPolicy:
         self._free = 0
         self._strikes: Counter[int] = Counter()
 
-    def next(self, ending: Ending) -> Restart | None:
+    def after(self, ending: Ending) -> Restart | None:
         """What follows on the end of a group; None: nothing, the run is over."""
         workers = [end for end in ending.ended if end.slot is not None]
         if all(end.code == 0 and not end.stall for end in workers):

@@ -8,11 +8,11 @@ class StopRequests:
     """Collects the signals that ask this process to stop. One per process.
 
     Attributes:
-        count: how many have been taken.
+        was_asked: whether one has been taken.
     """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.was_asked = False
         self._wake, wake_in = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(wake_in, False)
@@ -32,5 +32,5 @@ class StopRequests:
             numbers = list(os.read(self._wake, 64))
         except BlockingIOError:
             return []
-        self.count += len(numbers)
+        self.was_asked = True
         return numbers

@@ -2,7 +2,7 @@
 
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from launch import binding, ports, process, report
@@ -11,9 +11,6 @@ from launch.job import Job, Task
 from launch.output import Output
 from launch.restart import RestartPolicy
 from launch.stop import StopRequests
-
-# A reader of our output that has stopped reading does not keep us from leaving.
-_DRAIN_S = 3.0
 
 
 def supervise(
@@ -45,26 +42,28 @@ def supervise(
             with ports.held(len(job.slots), release=release_ports) as free:
                 job = replace(job, ports=tuple(free))
                 tasks = plan(job)
-                output.say(f"{len(job.slots)} workers: {_describe_places(job, tasks)}")
+                output.say(f"{_count(job.slots)}: {_describe_places(job, tasks)}")
                 ending = Group(tasks, job.environ, limits, output, requests).run()
-            process.kill_orphans()
-            output.drain(_DRAIN_S)
             status = report.exit_status(ending.ended)
             if status != 0:
                 output.say(report.describe(ending.ended))
-            following = None if requests.count else policy.next(ending)
+            following = None if requests.was_asked else policy.after(ending)
             if following is None:
                 return status
             output.say(
-                f"{following.why}: {len(following.slots)} workers start again"
-                f" in {following.delay_s:g} s"
+                f"{following.why}: start again in {following.delay_s:g} s"
+                f" with {_count(following.slots)}"
             )
             if _is_asked_within(following.delay_s, requests):
                 return report.STOPPED
             job = replace(job, slots=following.slots, restart=job.restart + 1)
             release_ports = following.release_ports
     finally:
-        output.drain(_DRAIN_S)
+        output.drain()
+
+
+def _count(slots: Sequence[int]) -> str:
+    return "1 worker" if len(slots) == 1 else f"{len(slots)} workers"
 
 
 def _describe_places(job: Job, tasks: list[Task]) -> str:

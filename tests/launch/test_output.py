@@ -205,3 +205,14 @@ def test_reader_that_stops_reading_does_not_keep_the_launcher_from_stopping(laun
     process.terminate()
     process.wait(timeout=10)
     assert launcher.alive() == {}
+
+
+def test_non_blocking_terminal_or_pipe_loses_nothing(launcher):
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    process = launcher.start("--workers=1", "--", "seq", "200000", stdout=theirs)
+    os.close(theirs)
+    time.sleep(0.3)
+    with os.fdopen(ours, "rb") as out:
+        assert out.read().count(b"\n") == 200_000
+    assert launcher.finish(process).status == 0

@@ -11,7 +11,7 @@ def test_group_is_restarted_and_done(launcher):
     script = 'echo "restart $DIST_LAUNCH_RESTART"; [ $DIST_LAUNCH_RESTART = 1 ] || exit 3'
     result = launcher.run("--workers=2", "--max_restarts=1", "--", "sh", "-c", script)
     assert result.status == 0
-    assert "restart 1 of 1: 2 workers start again in 1 s" in result.err
+    assert "restart 1 of 1: start again in 1 s with 2 workers" in result.err
     assert result.out.count(b"restart 1") == 2
 
 
@@ -42,7 +42,7 @@ if os.environ["DIST_LAUNCH_RESTART"] == "0":
     assert "worker 0: stopped on request, exit status 75" in result.err
 
 
-@pytest.mark.parametrize("end", ["exit 75", "exit 143", "kill -TERM $$"])
+@pytest.mark.parametrize("end", ["exit 75", "kill -TERM $$"])
 def test_worker_stopped_by_somebody_else_is_restarted_without_counting(launcher, end):
     script = f"""
 [ $DIST_LAUNCH_RESTART = 0 ] && {{ {end}; }}
@@ -98,7 +98,7 @@ server.listen()
     result = launcher.run("--workers=2", *python(source))
     assert result.status == 0
     assert "Address already in use" in result.err
-    assert "a port was taken: 2 workers start again in 0 s" in result.err
+    assert "a port was taken: start again in 0 s with 2 workers" in result.err
 
 
 def test_server_that_cannot_share_its_port_gets_it_at_the_second_start(launcher, python):
@@ -131,13 +131,13 @@ sleep 0.2
 """
     result = launcher.run("--workers=2:3", "--max_restarts=1", "--", "sh", "-c", script)
     assert result.status == 0
-    assert "place 1 is left out: 2 workers start again" in result.err
+    assert "place 1 is left out: start again in 1 s with 2 workers" in result.err
     last = sorted(re.findall(rb"(\d of \d)", result.out)[-2:])
     assert last == [b"0 of 2", b"1 of 2"]
 
 
 def test_no_place_is_left_out_below_the_minimum(launcher):
     script = "[ $DIST_LAUNCH_LOCAL_INDEX = 1 ] && exit 3; sleep 60"
-    result = launcher.run("--workers=2:2", "--max_restarts=2", "--", "sh", "-c", script)
+    result = launcher.run("--workers=2:2", "--max_restarts=1", "--", "sh", "-c", script)
     assert result.status == 3
     assert "left out" not in result.err

@@ -111,3 +111,10 @@ if os.environ["DIST_LAUNCH_RESTART"] == "0":
     )
     result = launcher.run("--workers=1", "--max_restarts=1", "--stall_timeout_s=1", *python(source))
     assert result.status == 0
+
+
+def test_missing_temporary_directory_is_said_and_stops_nothing(launcher):
+    result = launcher.run("--workers=1", "--", "echo", "hi", env={"TMPDIR": "/no/such/folder"})
+    assert result.status == 0
+    assert result.out == b"[worker 0] hi\n"
+    assert "not watched for stalls" in result.err
