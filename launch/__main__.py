@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,7 +35,7 @@ _WORKERS = flags.DEFINE_string(
     "workers",
     "2",
     "Worker processes in all. MIN:MAX starts MAX, and restarts without a place whose worker fails"
-    " first twice in a row, down to MIN; see --max_restarts.",
+    " first twice without progress, down to MIN; see --max_restarts.",
     flag_values=_FLAGS,
 )
 _EVALUATOR = flags.DEFINE_bool(
@@ -127,7 +128,7 @@ flags.register_validator(
 )
 flags.register_validator(
     "workers",
-    lambda value: _parse_workers(value) is not None,
+    lambda value: _parse_workers(value) != (0, 0),
     "must be a positive number, or MIN:MAX with 1 <= MIN <= MAX",
     flag_values=_FLAGS,
 )
@@ -174,12 +175,14 @@ def run() -> NoReturn:
     except (_UsageError, flags.Error) as error:
         print(f"dist-launch: {error}", file=sys.stderr)
         sys.exit(getattr(error, "status", 2))
+    except KeyboardInterrupt:  # before anything has started
+        sys.exit(128 + signal.SIGINT)
 
 
 def _main(argv: Sequence[str]) -> int:
     command = _FLAGS(argv)[1:]
     if _HELP.value:
-        print(_USAGE + _FLAGS.get_help())
+        print(_USAGE + _FLAGS.get_help().partition(":")[2])  # without the module's name
         return 0
     if not command:
         raise _UsageError(
@@ -192,7 +195,7 @@ def _main(argv: Sequence[str]) -> int:
     from launch import binding, local, ports
     from launch.job import Host, Job
 
-    min_workers, max_workers = _parse_workers(_WORKERS.value) or (0, 0)
+    min_workers, max_workers = _parse_workers(_WORKERS.value)
     job = Job(
         command=tuple(command),
         directory=os.getcwd(),
@@ -273,14 +276,13 @@ def _workdir(command: Sequence[str]) -> str | None:
     return found
 
 
-def _parse_workers(text: str) -> tuple[int, int] | None:
-    """`4` -> (4, 4), `2:4` -> (2, 4); None: neither."""
-    match = re.fullmatch(r"(?:(\d+):)?(\d+)", text)
-    if match is None:
-        return None
-    most = int(match[2])
-    least = int(match[1] or most)
-    return (least, most) if 1 <= least <= most else None
+def _parse_workers(text: str) -> tuple[int, int]:
+    """`4` -> (4, 4), `2:4` -> (2, 4), all else -> (0, 0)."""
+    least, colon, most = text.partition(":")
+    most = most if colon else least
+    if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
+        return 0, 0
+    return int(least), int(most)
 
 
 def _check_command(name: str) -> None:

@@ -73,12 +73,9 @@ class Watch:
             silence_s = now - self._first_at
             why = f"has written no heartbeat in the {silence_s:.0f} s since a peer's first one"
         else:
-            step = (
-                ""
-                if beat.step is None
-                else f" at step {beat.step} (the furthest is {self.highest_step})"
-            )
-            why = f"has been silent for {now - beat.at:.0f} s{step}"
+            why = f"has been silent for {now - beat.at:.0f} s"
+            if beat.step is not None:
+                why += f" at step {beat.step} (the furthest is {self.highest_step})"
         if states.get(worker) in ("T", "t"):
             why += "; its process is stopped (state T)"
         return worker, why

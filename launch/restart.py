@@ -10,7 +10,7 @@ _PROGRESS_S = 60.0
 # Restarts that do not count must end too: of a command that always exits 75, for instance.
 _FREE_RESTARTS = 3
 _LONGEST_DELAY_S = 30.0
-# So many first failures in a row and a place is left out.
+# So many first failures without progress and a place is left out.
 _STRIKES = 2
 
 
@@ -38,8 +38,8 @@ class RestartPolicy:
     - A stop on request that the launcher was not asked for (a preempted worker: exit status 75 or
       143), and a port that somebody else was faster to take, cost nothing up to three times in a
       row. The latter is retried under `max_restarts` 0 too: such a group never ran.
-    - A place whose worker is the first failure twice in a row is left out while more than
-      `min_workers` are left. That costs nothing either.
+    - A place whose worker is the first failure twice without progress, by an error of its own, is
+      left out while more than `min_workers` are left. That costs nothing either.
     - Progress resets all of it, and places that were left out are tried again.
 
     Attributes:
@@ -79,7 +79,7 @@ class RestartPolicy:
         if first is None and self._free < _FREE_RESTARTS:
             self._free += 1
             return self._restart("a worker was stopped on request", delay_s=1.0)
-        if first is not None and first.slot is not None:
+        if first is not None and first.slot is not None and not first.lost_a_peer:
             self._strikes[first.slot] += 1
             if (
                 self._strikes[first.slot] >= _STRIKES

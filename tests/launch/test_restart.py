@@ -97,6 +97,12 @@ def test_place_that_fails_first_twice_is_left_out_down_to_the_minimum():
     assert budget.after(ending(slot=2, slots=(0, 2))) is None
 
 
+def test_place_of_a_worker_that_only_lost_its_peer_is_not_left_out():
+    budget = policy(max_restarts=2, most=3, least=1)
+    for _ in range(2):
+        assert budget.after(ending(slot=1, tail=b"Socket closed")).slots == (0, 1, 2)
+
+
 def test_place_that_was_left_out_comes_back_after_progress():
     budget = policy(max_restarts=1, most=3, least=1)
     budget.after(ending(slot=1))
