@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+_TEST_TIMEOUT_S = 60
 ROOT = Path(__file__).parents[2]
 
 
@@ -106,8 +107,19 @@ def wait_until(holds: Callable[[], object], timeout_s: float = 10.0) -> bool:
 def launcher(tmp_path: Path) -> Iterator[Launcher]:
     """A launcher, and after every test the proof that no process of it is left."""
     launcher = Launcher(tmp_path)
-    yield launcher
-    assert launcher.end() == {}
+    before = signal.signal(signal.SIGALRM, _fail)
+    signal.alarm(_TEST_TIMEOUT_S)
+    try:
+        yield launcher
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        left = launcher.end()
+    assert left == {}
+
+
+def _fail(*_) -> None:
+    raise TimeoutError(f"the test takes more than {_TEST_TIMEOUT_S} s")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -216,3 +217,15 @@ def test_non_blocking_terminal_or_pipe_loses_nothing(launcher):
     with os.fdopen(ours, "rb") as out:
         assert out.read().count(b"\n") == 200_000
     assert launcher.finish(process).status == 0
+
+
+def test_memory_of_the_launcher_is_bounded(launcher, tmp_path):
+    # Sixteen lines that do not end, and a reader that does not read.
+    script = "head -c 3000000 /dev/zero; touch written-$DIST_LAUNCH_INDEX; exec sleep 60"
+    process = launcher.start("--workers=16", "--", "sh", "-c", script)
+    time.sleep(1.5)
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    peak_kib = int(re.search(r"VmHWM:\s+(\d+)", status)[1])
+    process.terminate()
+    launcher.finish(process)
+    assert peak_kib < 40_000

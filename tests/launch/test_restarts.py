@@ -6,6 +6,8 @@ import socket
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def test_group_is_restarted_and_done(launcher):
     script = 'echo "restart $DIST_LAUNCH_RESTART"; [ $DIST_LAUNCH_RESTART = 1 ] || exit 3'

@@ -4,6 +4,10 @@ import os
 import re
 import signal
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 BEATS = """
 import faulthandler
 faulthandler.register(signal.SIGQUIT)
