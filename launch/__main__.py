@@ -64,8 +64,8 @@ _CPU_BIND = flags.DEFINE_enum(
 _THREADS = flags.DEFINE_string(
     "threads",
     "auto",
-    "Intra-op threads of each worker; auto: as many as it has CPUs. What the environment already"
-    " says (OMP_NUM_THREADS, TF_NUM_INTRAOP_THREADS) wins.",
+    "Intra-op threads of each worker; auto: as many as it has CPUs, unless the environment already"
+    " says (OMP_NUM_THREADS, TF_NUM_INTRAOP_THREADS).",
     flag_values=_FLAGS,
 )
 _GPUS_PER_WORKER = flags.DEFINE_string(

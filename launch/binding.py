@@ -212,9 +212,14 @@ def divide_gpus(
     return list(shares), tuple(gpus[each * workers :])
 
 
-def describe(machine: Machine, places: Sequence[Place]) -> str:
-    """What the start line says about the shares."""
-    threads = ", ".join(sorted({str(place.threads) for place in places}))
+def describe(machine: Machine, places: Sequence[Place], threads: str) -> str:
+    """What the start line says about the shares.
+
+    Args:
+        machine: what was shared out.
+        places: the workers'.
+        threads: their numbers of threads, which the user's environment may have decided.
+    """
     text = f"{threads} thread{'' if threads == '1' else 's'} each"
     if all(place.cpus for place in places):
         text += "; CPUs " + " | ".join(_format_cpus(place.cpus) for place in places)

@@ -14,8 +14,8 @@ Every worker gets
     no_proxy, NO_PROXY       extended by the cluster's addresses: gRPC would ask the proxy for them
     CUDA_VISIBLE_DEVICES     its GPUs, where there are any
 
-and, unless the user has set them, OMP_NUM_THREADS, TF_NUM_INTRAOP_THREADS, TF_NUM_INTEROP_THREADS
-and PYTHONUNBUFFERED.
+and, unless the user has set them (and --threads does not say more), OMP_NUM_THREADS,
+TF_NUM_INTRAOP_THREADS, TF_NUM_INTEROP_THREADS and PYTHONUNBUFFERED.
 """
 
 import json
@@ -24,6 +24,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launch.binding import Machine, Place, Shares
+
+INTRAOP = "TF_NUM_INTRAOP_THREADS"
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,13 @@ def environment(
     if place.gpus is not None:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(place.gpus) or "-1"
     defaults = {"PYTHONUNBUFFERED": "1"}  # else the last lines of a killed worker die with it
+    threads = {}
     if place.threads:
-        threads = str(place.threads)
-        defaults |= {"OMP_NUM_THREADS": threads, "TF_NUM_INTRAOP_THREADS": threads}
+        threads = dict.fromkeys(("OMP_NUM_THREADS", INTRAOP), str(place.threads))
     if place.threads == 1:
-        defaults["TF_NUM_INTEROP_THREADS"] = "1"
+        threads["TF_NUM_INTEROP_THREADS"] = "1"
+    if job.shares.threads:  # the user has asked for them, and not only long ago in a profile
+        env |= threads
+    else:
+        defaults |= threads
     return env | {name: value for name, value in defaults.items() if name not in job.environ}

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from launch import binding, ports, process, report
 from launch.group import Group, Limits
-from launch.job import Job, Task
+from launch.job import INTRAOP, Job, Task
 from launch.output import Output
 from launch.restart import RestartPolicy
 from launch.stop import StopRequests
@@ -67,8 +67,9 @@ def _count(slots: Sequence[int]) -> str:
 
 
 def _describe_places(job: Job, tasks: list[Task]) -> str:
-    places = [task.place for task in tasks if task.slot is not None]
-    return binding.describe(job.machine, places)
+    workers = [task for task in tasks if task.slot is not None]
+    threads = {{**job.environ, **task.env}[INTRAOP]: None for task in workers}
+    return binding.describe(job.machine, [task.place for task in workers], ", ".join(threads))
 
 
 def _is_asked_within(delay_s: float, requests: StopRequests) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -145,17 +146,21 @@ def test_too_few_gpus_are_an_error_with_a_remedy(gpus, workers, per_worker, reme
         binding.divide_gpus(tuple(gpus), workers, per_worker)
 
 
-def test_start_line_says_who_gets_what():
-    def text(machine, workers):
-        return binding.describe(
-            machine, binding.divide_cpus(machine, workers, bind=True, threads=0)
-        )
-
-    assert text(machine(cores=4), 2) == "2 threads each; CPUs 0-1 | 2-3"
-    assert text(machine(cores=2), 3) == "1 thread each; not bound, they share 2 CPUs"
-    assert text(machine(cores=8, quota=4), 2) == (
-        "2 threads each; not bound, the cgroup grants 4 of 8 CPUs"
-    )
+@pytest.mark.parametrize(
+    ("machine", "workers", "text"),
+    [
+        (machine(cores=4), 2, "2 threads each; CPUs 0-1 | 2-3"),
+        (machine(cores=4, gpus="01"), 2, "2 threads each; CPUs 0-1 | 2-3; GPUs 0 | 1"),
+        (machine(cores=2, threads=2), 2, "2 threads each; CPUs 0,2 | 1,3"),
+        (machine(cores=2), 3, "2 threads each; not bound, they share 2 CPUs"),
+        (machine(cores=8, quota=4), 2, "2 threads each; not bound, the cgroup grants 4 of 8 CPUs"),
+    ],
+)
+def test_start_line_says_who_gets_what(machine, workers, text):
+    gpus, _ = binding.divide_gpus(machine.gpus, workers, None)
+    places = binding.divide_cpus(machine, workers, bind=True, threads=0)
+    places = [replace(place, gpus=share) for place, share in zip(places, gpus, strict=True)]
+    assert binding.describe(machine, places, "2") == text
 
 
 SHOWS_ITS_PLACE = """
@@ -181,7 +186,11 @@ def test_real_workers_are_bound_within_the_launchers_affinity(launcher, python):
     assert alone.out == f"[worker 0] {second} 1 1 1\n".encode()
 
 
-def test_threads_that_the_user_has_set_win(launcher, python):
+def test_threads_of_the_environment_win_over_auto_and_lose_against_the_flag(launcher, python):
     env = {"OMP_NUM_THREADS": "5", "TF_NUM_INTRAOP_THREADS": "6", "TF_NUM_INTEROP_THREADS": "7"}
-    result = launcher.run("--workers=1", *python(SHOWS_ITS_PLACE), env=env)
-    assert result.out.endswith(b" 5 6 7\n")
+    auto = launcher.run("--workers=1", *python(SHOWS_ITS_PLACE), env=env)
+    assert auto.out.endswith(b" 5 6 7\n")
+    assert "1 worker: 6 threads each" in auto.err
+    given = launcher.run("--workers=1", "--threads=3", *python(SHOWS_ITS_PLACE), env=env)
+    assert given.out.endswith(b" 3 3 7\n")
+    assert "1 worker: 3 threads each" in given.err
