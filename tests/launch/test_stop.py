@@ -147,6 +147,15 @@ def test_request_during_the_start_ends_everything(launcher):
         assert launcher.alive() == {}
 
 
+def test_nothing_outlives_a_launcher_killed_during_the_start(launcher, eventually):
+    for delay_s in (0.05, 0.08, 0.1, 0.12, 0.14, 0.16, 0.2):
+        process = launcher.start("--workers=8", "--", "sleep", "60")
+        time.sleep(delay_s)
+        process.kill()
+        launcher.finish(process)
+        eventually(lambda: launcher.alive() == {}, timeout_s=2)
+
+
 def test_request_while_waiting_to_restart_ends_the_wait(launcher, eventually, tmp_path):
     # Two failures: the second wait is 2 s long.
     script = "echo >> starts; exit 1"
