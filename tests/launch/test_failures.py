@@ -135,7 +135,9 @@ def test_script_with_a_missing_interpreter_is_127(launcher, tmp_path):
 
 def test_killed_guard_takes_its_worker_along(launcher, eventually, tmp_path):
     script = "touch up-$DIST_LAUNCH_INDEX; setsid sleep 61 & exec sleep 60"
-    process = launcher.start("--workers=2", "--", "sh", "-c", script)
+    # The one thing that nobody removes then is the folder of the heartbeat.
+    env = {"TMPDIR": str(tmp_path)}
+    process = launcher.start("--workers=2", "--", "sh", "-c", script, env=env)
     eventually(lambda: len(list(tmp_path.glob("up-*"))) == 2)
     guard = min(pid for pid, command in launcher.alive().items() if "guard.py" in command)
     os.kill(guard, signal.SIGKILL)
