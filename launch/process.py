@@ -1,0 +1,116 @@
+"""One worker process under its guard; the only user of subprocess."""
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from launch import guard
+from launch.job import Task
+
+_GUARD = str(Path(guard.__file__).resolve())
+
+
+def _widen(pipe: int) -> None:
+    """A worker that writes much should not wait for us at every 64 KiB."""
+    try:
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
+    except OSError:  # beyond the user's allowance for pipes: slower, but right
+        return
+
+
+def adopt_orphans() -> None:
+    """Makes this process inherit what a killed guard leaves behind."""
+    guard.adopt_orphans()
+
+
+def kill_orphans() -> None:
+    """Kills what killed guards have left behind; only when no worker runs."""
+    guard.kill_tree()
+
+
+class Process:
+    """A started worker.
+
+    Attributes:
+        pipes: the worker's output: pipe to read -> the worker's descriptor for it, 1 or 2.
+    """
+
+    def __init__(self, task: Task, environ: Mapping[str, str]):
+        """Starts it.
+
+        Args:
+            environ: the variables that `task.env` comes on top of.
+
+        Raises:
+            OSError: no process, or no file descriptor, is to be had.
+        """
+        self.pipes: dict[int, int] = {}
+        self._received = b""
+        self._socket, guard_side = socket.socketpair()
+        ends: list[int] = []
+        try:
+            for descriptor in (1, 2):
+                source, end = os.pipe()
+                ends.append(end)
+                self.pipes[source] = descriptor
+                _widen(end)
+            # The guard is not in our session: neither Ctrl-C nor a kill of our group reaches it.
+            cpus = ",".join(map(str, task.place.cpus))
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", _GUARD, cpus, *task.command],
+                stdin=guard_side.fileno(),
+                stdout=ends[0],
+                stderr=ends[1],
+                cwd=task.directory,
+                env={**environ, **task.env},
+                start_new_session=True,
+            )
+        except OSError:
+            for source in self.pipes:
+                os.close(source)
+            self._socket.close()
+            raise
+        finally:
+            guard_side.close()
+            for end in ends:
+                os.close(end)
+
+    def fileno(self) -> int:
+        """Readable when the guard has something to say, or has gone."""
+        return self._socket.fileno()
+
+    def receive(self) -> list[list[str]] | None:
+        """Reads what the guard says (see `launch.guard`), in words.
+
+        Returns:
+            The messages; None: the guard has gone, and with it every process of the worker.
+        """
+        try:
+            data = self._socket.recv(4096)
+        except ConnectionResetError:  # it went without reading our last signal
+            data = b""
+        if not data:
+            return None
+        *lines, self._received = (self._received + data).split(b"\n")
+        return [line.decode(errors="replace").split() for line in lines]
+
+    def send(self, number: int) -> None:
+        """Asks the guard to pass a signal on; SIGKILL goes to the worker's whole tree."""
+        try:
+            self._socket.send(bytes([number]))
+        except OSError:
+            return  # it has gone, which the next `receive` finds out
+
+    def close(self) -> None:
+        """Lets go of a process whose guard has gone."""
+        self._socket.close()
+        self._guard.wait()
+
+    def kill_guard(self) -> None:
+        """The last resort: the worker dies of its parent-death signal."""
+        self._guard.send_signal(signal.SIGKILL)

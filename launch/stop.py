@@ -1,0 +1,36 @@
+"""Requests to stop: SIGTERM, Ctrl-C and the terminal's end, as a file to select on."""
+
+import os
+import signal
+
+
+class StopRequests:
+    """Collects the signals that ask this process to stop. One per process.
+
+    Attributes:
+        was_asked: whether one has been taken.
+    """
+
+    def __init__(self) -> None:
+        self.was_asked = False
+        self._wake, wake_in = os.pipe()
+        os.set_blocking(self._wake, False)
+        os.set_blocking(wake_in, False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # Under nohup SIGHUP is ignored, and so it should stay.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(wake_in, warn_on_full_buffer=False)
+
+    def fileno(self) -> int:
+        """Readable when there is a request to take."""
+        return self._wake
+
+    def take(self) -> list[int]:
+        """Returns the signals that have come since the last call."""
+        try:
+            numbers = list(os.read(self._wake, 64))
+        except BlockingIOError:
+            return []
+        self.was_asked = True
+        return numbers

@@ -1,0 +1,117 @@
+"""The command line: what a user sees before anything starts."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--workrs=2", "--", "true"],
+            "Unknown command line flag 'workrs'. Did you mean: workers ?",
+        ),
+        (["--workers=0", "true"], "flag --workers=0: must be a positive number, or MIN:MAX"),
+        (["--workers=3:2", "true"], "flag --workers=3:2: must be"),
+        (["--workers=two", "true"], "flag --workers=two: must be"),
+        (["--backend=slurm", "true"], "flag --backend=slurm: is not available yet: use local"),
+        (["--max_restarts=-1", "true"], "flag --max_restarts=-1"),
+        (["--threads=many", "true"], "flag --threads=many: must be auto or a positive number"),
+        (["--gpus_per_worker=x", "true"], "flag --gpus_per_worker=x: must be auto, 0 or"),
+        (["--gpus_per_worker=1", "true"], "2 workers need 2 GPUs and 0 are visible"),
+        (["--cpu_bind=socket", "true"], "flag --cpu_bind=socket"),
+        (["--tee=first", "true"], "flag --tee=first: must be all, none, or worker numbers"),
+        (["--stall_timeout_s=0", "true"], "flag --stall_timeout_s=0"),
+        (["--workers=2"], "no command: put it after the flags"),
+        ([], "no command: put it after the flags"),
+    ],
+)
+def test_usage_errors_are_2_and_one_line(launcher, arguments, message):
+    result = launcher.run(*arguments, env={"CUDA_VISIBLE_DEVICES": ""})
+    assert result.status == 2
+    assert result.err.startswith(f"dist-launch: {message}")
+    assert result.err.count("\n") == 1
+    assert result.out == b""
+
+
+def test_help_names_every_flag_and_comes_within_a_third_of_a_second(launcher):
+    seconds = []
+    for _ in range(3):
+        begin = time.monotonic()
+        result = launcher.run("--help")
+        seconds.append(time.monotonic() - begin)
+    assert result.status == 0
+    flags = (
+        "backend workers evaluator max_restarts cpu_bind threads gpus_per_worker start_timeout_s"
+        " stall_timeout_s grace_period_s log_dir tee quiet dry_run"
+    )
+    for flag in flags.split():
+        assert f"{flag}:".encode() in result.out
+    assert min(seconds) < 0.3
+
+
+@pytest.mark.parametrize("dashes", [["--"], []])
+def test_what_follows_the_command_belongs_to_it(launcher, dashes):
+    result = launcher.run("--workers=1", *dashes, "echo", "--workers=7", "--", "-x")
+    assert result.out == b"[worker 0] --workers=7 -- -x\n"
+
+
+def test_flagfile_is_read(launcher, tmp_path):
+    (tmp_path / "flags").write_text("--workers=3\n")
+    result = launcher.run("--flagfile=flags", "--", "echo", "hi")
+    assert result.out.count(b"hi") == 3
+
+
+def test_worker_reads_no_input(launcher):
+    result = launcher.run("--workers=1", "--", "cat", stdin=subprocess.PIPE)
+    assert result.status == 0
+
+
+def test_command_is_found_on_the_path_and_by_a_relative_name(launcher, tmp_path):
+    script = tmp_path / "my script"
+    script.write_text("#!/bin/sh\necho $#\n")
+    script.chmod(0o755)
+    assert launcher.run("--workers=1", "--", "./my script", "a b").out == b"[worker 0] 1\n"
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    assert launcher.run("--workers=1", "my script", env={"PATH": path}).out == b"[worker 0] 0\n"
+
+
+def test_sixteen_workers_at_once(launcher):
+    result = launcher.run("--workers=16", "--", "sh", "-c", "echo $DIST_LAUNCH_INDEX")
+    assert result.status == 0
+    assert sorted(map(int, (line.split()[-1] for line in result.out.splitlines()))) == list(
+        range(16)
+    )
+
+
+def test_evaluator_runs_beside_the_workers_and_may_fail(launcher):
+    script = (
+        "echo $DIST_LAUNCH_ROLE; [ $DIST_LAUNCH_ROLE = evaluator ] && exit 4; sleep 0.5; echo end"
+    )
+    result = launcher.run("--workers=2", "--evaluator", "--", "sh", "-c", script)
+    assert b"[evaluator] evaluator\n" in result.out
+    assert result.out.count(b"end\n") == 2
+    assert "the training goes on without its evaluator: evaluator (pid " in result.err
+    assert result.status == 4
+
+
+def test_evaluator_that_does_not_end_is_stopped_after_the_training(launcher):
+    script = "[ $DIST_LAUNCH_ROLE = worker ] || exec sleep 60"
+    result = launcher.run("--evaluator", "--stall_timeout_s=0.5", "--", "sh", "-c", script)
+    assert result.status == 0
+    assert "the evaluator does not end" in result.err
+
+
+def test_neither_tensorflow_nor_the_trainer_is_imported():
+    code = """
+import pkgutil, sys, launch
+for module in pkgutil.iter_modules(launch.__path__, "launch."):
+    __import__(module.name)
+print({name.split(".")[0] for name in sys.modules} & {"tensorflow", "numpy", "keras", "dist_train"})
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert run.stdout == b"set()\n"

@@ -1,0 +1,169 @@
+"""The launcher is asked to stop, or is killed."""
+
+import os
+import signal
+import time
+
+import pytest
+
+SAVES_AND_LEAVES = """
+def leave(number, frame):
+    print("saved after", number)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, leave)
+signal.signal(signal.SIGINT, leave)
+open("up-%d" % INDEX, "w").close()
+time.sleep(60)
+"""
+
+
+def _all_up(tmp_path, count):
+    return lambda: len(list(tmp_path.glob("up-*"))) == count
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_request_is_forwarded_and_all_leave_with_75(launcher, python, eventually, tmp_path, number):
+    source = SAVES_AND_LEAVES.replace("open(", "signal.signal(signal.SIGHUP, leave)\nopen(", 1)
+    process = launcher.start("--workers=2", "--max_restarts=3", *python(source))
+    eventually(_all_up(tmp_path, 2))
+    process.send_signal(number)
+    result = launcher.finish(process)
+    assert result.status == 75
+    assert result.out.count(f"saved after {number}".encode()) == 2
+    assert "start again" not in result.err
+
+
+def test_second_ctrl_c_kills_at_once(launcher, python, eventually, tmp_path):
+    source = """
+signal.signal(signal.SIGINT, lambda *_: open("asked-%d" % INDEX, "w").close())
+open("up-%d" % INDEX, "w").close()
+while True:
+    time.sleep(1)
+"""
+    process = launcher.start("--workers=2", "--grace_period_s=60", *python(source))
+    eventually(_all_up(tmp_path, 2))
+    process.send_signal(signal.SIGINT)
+    eventually(lambda: len(list(tmp_path.glob("asked-*"))) == 2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    result = launcher.finish(process)
+    assert result.status == 137
+    assert result.seconds < 2
+
+
+def test_second_sigterm_leaves_the_grace_period_alone(launcher, python, eventually, tmp_path):
+    # Schedulers send several, a while before the end.
+    source = """
+def leave(number, frame):
+    open("asked-%d" % INDEX, "w").close()
+    time.sleep(1)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, leave)
+open("up-%d" % INDEX, "w").close()
+time.sleep(60)
+"""
+    process = launcher.start("--workers=2", *python(source))
+    eventually(_all_up(tmp_path, 2))
+    process.terminate()
+    eventually(lambda: len(list(tmp_path.glob("asked-*"))) == 2)
+    process.terminate()
+    assert launcher.finish(process).status == 75
+
+
+def test_worker_that_ignores_the_request_is_killed_and_named(launcher, eventually, tmp_path):
+    script = """
+[ $DIST_LAUNCH_INDEX = 1 ] && trap '' TERM
+touch up-$DIST_LAUNCH_INDEX
+exec sleep 60
+"""
+    process = launcher.start("--workers=2", "--grace_period_s=0.5", "--", "sh", "-c", script)
+    eventually(_all_up(tmp_path, 2))
+    process.terminate()
+    result = launcher.finish(process)
+    assert result.status == 137
+    assert "worker 1 (pid " in result.err
+    assert "it did not stop in time" in result.err
+
+
+def test_ctrl_c_of_a_terminal_reaches_workers_once(launcher, python, eventually, tmp_path):
+    # A terminal signals the whole foreground group; workers are in sessions of their own.
+    source = SAVES_AND_LEAVES
+    process = launcher.start("--workers=2", *python(source), start_new_session=True)
+    eventually(_all_up(tmp_path, 2))
+    os.killpg(process.pid, signal.SIGINT)
+    result = launcher.finish(process)
+    assert result.status == 75
+    assert result.out.count(b"saved after 2") == 2
+
+
+def test_stopped_worker_still_obeys(launcher, python, eventually, tmp_path):
+    process = launcher.start("--workers=2", *python(SAVES_AND_LEAVES))
+    eventually(_all_up(tmp_path, 2))
+    worker = max(pid for pid, command in launcher.alive().items() if "guard.py" not in command)
+    os.kill(worker, signal.SIGSTOP)
+    process.terminate()
+    assert launcher.finish(process).status == 75
+
+
+GROWS_A_TREE = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        open("up-%d" % INDEX, "w").close()
+        time.sleep(60)
+    time.sleep(60)
+time.sleep(60)
+"""
+
+
+def test_nothing_outlives_a_launcher_killed_with_sigkill(launcher, python, eventually, tmp_path):
+    process = launcher.start("--workers=2", *python(GROWS_A_TREE))
+    eventually(_all_up(tmp_path, 2))
+    assert len(launcher.alive()) == 9  # the launcher, and for each worker a guard and three more
+    process.kill()
+    begin = time.monotonic()
+    eventually(lambda: launcher.alive() == {}, timeout_s=2)
+    assert time.monotonic() - begin < 1
+
+
+def test_nothing_is_left_in_the_temporary_directory(launcher, python, eventually, tmp_path):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    process = launcher.start("--workers=2", *python(GROWS_A_TREE), env={"TMPDIR": str(temporary)})
+    eventually(_all_up(tmp_path, 2))
+    assert len(list(temporary.iterdir())) == 2
+    process.kill()
+    eventually(lambda: list(temporary.iterdir()) == [])
+
+
+def test_request_during_the_start_ends_everything(launcher):
+    for delay_s in (0.0, 0.05, 0.1, 0.15, 0.2):
+        process = launcher.start("--workers=8", "--", "sleep", "60")
+        time.sleep(delay_s)
+        process.terminate()
+        assert launcher.finish(process).status in (75, -signal.SIGTERM)  # before, after handlers
+        assert launcher.alive() == {}
+
+
+def test_nothing_outlives_a_launcher_killed_during_the_start(launcher, eventually):
+    for delay_s in (0.05, 0.08, 0.1, 0.12, 0.14, 0.16, 0.2):
+        process = launcher.start("--workers=8", "--", "sleep", "60")
+        time.sleep(delay_s)
+        process.kill()
+        launcher.finish(process)
+        eventually(lambda: launcher.alive() == {}, timeout_s=2)
+
+
+def test_request_while_waiting_to_restart_ends_the_wait(launcher, eventually, tmp_path):
+    # Two failures: the second wait is 2 s long.
+    script = "echo >> starts; exit 1"
+    process = launcher.start("--workers=1", "--max_restarts=9", "--", "sh", "-c", script)
+    starts = tmp_path / "starts"
+    eventually(lambda: starts.exists() and starts.read_text().count("\n") == 2)
+    time.sleep(0.3)
+    process.terminate()
+    result = launcher.finish(process)
+    assert result.status == 75
+    assert result.seconds < 1
