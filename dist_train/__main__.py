@@ -1,7 +1,9 @@
 """The command `dist-train`: flags -> Config -> train."""
 
+import faulthandler
 import logging as python_logging
 import os
+import signal
 import sys
 
 from absl import app, flags, logging
@@ -63,6 +65,7 @@ def run() -> None:
     """The console script."""
     # TensorFlow's C++ reports the absence of GPUs as an error; its failures come as exceptions too.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    faulthandler.register(signal.SIGQUIT)  # like a JVM: the stacks, and on it goes
     settings.define_flags(flags.FLAGS)
     flags.adopt_module_key_flags(settings)
     app.define_help_flags()

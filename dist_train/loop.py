@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from dist_train.cluster import Cluster
 from dist_train.config import Config
 from dist_train.errors import RunError, Stopped, UsageError
 from dist_train.examples import digest
+from dist_train.heartbeat import Heartbeat
 from dist_train.pace import Pace
 from dist_train.step import Progress
 from dist_train.stopping import StopRequest
@@ -87,6 +89,7 @@ class _Loop:
         self._workers = workers
         self._workdir = workdir
         self._request = request
+        self._heartbeat = Heartbeat(os.environ)
         self._check_same_data(task)
         self._parts = Parts(
             task,
@@ -149,6 +152,7 @@ class _Loop:
             step += progress.steps
             self._check(step, progress)
             log.advance(progress.steps)
+            self._heartbeat.beat(step)
             parts.pending.assign_add(progress.sums)
 
             if step % config.log_steps == 0 or step == parts.total_steps:

@@ -7,6 +7,8 @@ import tensorflow as tf
 from dist_train.cluster import Cluster
 from dist_train.errors import RunError, UsageError
 
+_KEYS_PER_STRATEGY = 100_000
+
 
 @dataclasses.dataclass(frozen=True)
 class DevicePlan:
@@ -60,6 +62,9 @@ def create(strategy: str, devices: int, cluster: Cluster | None) -> tf.distribut
     else:
         _split_cpu(chosen.count)
     if strategy == "mirrored":
+        # Strategies of one process number their collectives from the same start, and TensorFlow
+        # takes those of two with different devices for one and the same group.
+        tf.distribute.MirroredStrategy._collective_key_base += _KEYS_PER_STRATEGY
         return tf.distribute.MirroredStrategy(chosen.names)
     if strategy == "multi_worker":
         assert cluster is not None
