@@ -34,6 +34,7 @@ class Checkpoints:
         self._folder = folder
         self._state = state
         self._keep = keep
+        self._damaged: set[int] = set()  # steps that `restore` has skipped
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints that are there, rising."""
@@ -47,13 +48,13 @@ class Checkpoints:
         return self._folder / f"step-{step:08d}"
 
     def save(self, step: int) -> None:
-        """Writes the state as the checkpoint of `step`; one that is there already is kept.
+        """Writes the state as the checkpoint of `step`; a whole one that is there is kept.
 
         Raises:
           RunError: it could not be written; the earlier ones are intact.
         """
         target = self.path(step)
-        if target.exists():
+        if target.exists() and step not in self._damaged:
             return
         partial = target.with_name(f"partial-{step:08d}")
         try:
@@ -62,6 +63,9 @@ class Checkpoints:
             self._state.write(str(partial / _FILE))
             for path in [*partial.iterdir(), partial]:
                 _sync(path)
+            for damaged in self._damaged:  # they would count as the newest
+                shutil.rmtree(self.path(damaged), ignore_errors=True)
+            self._damaged.clear()
             partial.rename(target)
             _sync(self._folder)
         except (OSError, tf.errors.OpError) as error:
@@ -89,6 +93,7 @@ class Checkpoints:
             except (tf.errors.OpError, OSError, ValueError) as error:
                 message = str(getattr(error, "message", error)).splitlines()[0]
                 logging.warning("checkpoint %s is damaged, skipped: %s", self.path(step), message)
+                self._damaged.add(step)
                 continue
             try:
                 status.assert_existing_objects_matched().assert_consumed()

@@ -5,9 +5,16 @@ Pure: nothing here touches TensorFlow, the network or os.environ.
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 
 from dist_train.errors import UsageError
+
+# A name or an IPv4 address, or an IPv6 address in brackets; a port without leading zeros.
+_ADDRESS = re.compile(
+    r"([\w-]{1,63}(\.[\w-]{1,63})*\.?|\[[0-9a-f:.]+(%[\w.-]+)?\]):([1-9][0-9]{0,4})",
+    re.ASCII | re.IGNORECASE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +92,8 @@ def _parse(text: str) -> Cluster:
     if len(jobs.get("chief", [])) > 1:
         raise _invalid(f"it names {len(jobs['chief'])} chiefs", "there is one at most")
     for address in addresses:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        match = _ADDRESS.fullmatch(address)
+        if match is None or int(match[4]) > 65535:
             raise _invalid(
                 f"{address!r} is no address", "use 'host:port' with a port of 1 to 65535"
             )
@@ -99,8 +106,8 @@ def _parse(text: str) -> Cluster:
 def _object(text: str) -> dict:
     try:
         config = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UsageError(f"TF_CONFIG is not JSON ({error}): {text[:80]}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"TF_CONFIG is not JSON ({error}): {text[:80]!r}") from None
     if not isinstance(config, dict):
         raise _invalid("it is not a JSON object", 'use {"cluster": …, "task": …}')
     return config
@@ -113,7 +120,7 @@ def _own_index(task: object, members: list[tuple[str, int]]) -> int:
             'add {"type": "worker", "index": 0}',
         )
     kind, index = task["type"], task["index"]
-    if isinstance(index, str) and index.isdecimal():  # some schedulers write it as text
+    if isinstance(index, str) and re.fullmatch("[0-9]{1,9}", index):  # some schedulers' way
         index = int(index)
     if kind not in ("chief", "worker"):
         raise _invalid(f"its task is {kind!r}", "only 'chief' and 'worker' can train")

@@ -21,6 +21,8 @@ _PER_WORKER = {
     "workdir", "data_dir", "input", "progress", "initial_weights",
     "start_timeout_s", "stall_timeout_s",
 }  # fmt: skip
+_MAX_FLOAT = 2**1023
+_MAX_TIMEOUT_S = 1e6  # sockets take no more than 2^31 ms
 STRATEGIES = ("default", "mirrored", "multi_worker")
 
 
@@ -177,11 +179,12 @@ class Config:
         choices=("float32", "mixed_bfloat16", "mixed_float16"),
     )
     start_timeout_s: float = _setting(
-        120.0, "Seconds to wait for all workers to arrive.", lower=0.0
+        120.0, "Seconds to wait for all workers to arrive.", lower=0.0, upper=_MAX_TIMEOUT_S
     )
     stall_timeout_s: float = _setting(
-        600.0, "Seconds that a call of the loop, an evaluation or a save may take.", lower=0.0
-    )
+        600.0, "Seconds that a call of the loop, an evaluation or a save may take.", lower=0.0,
+        upper=_MAX_TIMEOUT_S,
+    )  # fmt: skip
     profile_steps: str | None = _setting(
         None, "'100,120': profile steps 100 to 120 into the workdir's tensorboard/. Default: none."
     )
@@ -208,6 +211,8 @@ class Config:
             raise UsageError("mode=evaluate needs the run to evaluate: give --workdir")
         if self.warmup_steps and self.learning_rate == 0.0:
             raise UsageError("warmup_steps without a learning rate; set --learning_rate above 0")
+        if self.clip_norm == 0.0:  # Keras would take it for no clipping
+            raise UsageError("clip_norm=0 leaves no gradient; give a norm above 0, or none")
         self.profile_range  # noqa: B018 - parsed here so that a bad value is found at once
 
     @property
@@ -251,7 +256,7 @@ def _converted(field: dataclasses.Field, value: Any) -> Any:
             return None
         raise UsageError(f"{name} is missing; give a {kind.__name__}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < _MAX_FLOAT else math.inf
     if type(value) is not kind:
         raise UsageError(f"{name}={value!r} is a {type(value).__name__}; use a {kind.__name__}")
     if meta["choices"] and value not in meta["choices"]:

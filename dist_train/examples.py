@@ -32,7 +32,7 @@ class Arrays:
       y: the targets, likewise.
 
     Raises:
-      UsageError: the lengths differ, or an array is of Python objects.
+      UsageError: the lengths differ, or an array is empty, ragged or of Python objects.
     """
 
     def __init__(self, x: Tree, y: Tree):
@@ -91,11 +91,18 @@ def digest(source: Source) -> int:
 
 
 def _as_array(value: Any) -> np.ndarray:
-    array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    try:
+        array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    except ValueError as error:  # numpy's words for a ragged list
+        raise UsageError(
+            f"a {type(value).__name__} is no array ({error}); give all examples the same shape"
+        ) from error
     if array.dtype.hasobject:
         raise UsageError("an array holds Python objects; give it a number or string dtype")
     if array.ndim == 0:
         raise UsageError("an array has no axis of examples; give it the shape [examples, ...]")
+    if array.size == 0:
+        raise UsageError(f"an array of shape {list(array.shape)} holds nothing; drop it or fill it")
     return array
 
 

@@ -37,9 +37,9 @@ def read_rows(path: Path) -> list[Row]:
         for line in path.read_text(errors="replace").splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(row, dict) and isinstance(row.get("step"), int) and "kind" in row:
+            if isinstance(row, dict) and type(row.get("step")) is int and "kind" in row:
                 rows.append(row)
     return rows
 

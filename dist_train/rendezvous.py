@@ -103,7 +103,7 @@ class _Chief:
             return
         hello = _decode(line) if complete else None
         known = next((i for i, c in self._arrived.items() if c is connection), None)
-        if hello is None and known is not None:  # it had arrived, and left before the answer
+        if known is not None:  # it had arrived, and left (or babbles) before the answer
             del self._arrived[known]
         if hello is None or known is not None or not self._is_member(hello):
             selector.unregister(connection)
@@ -117,12 +117,13 @@ class _Chief:
         token, index = hello.get("token"), hello.get("index")
         return (
             isinstance(token, str)
-            and hmac.compare_digest(token.encode(), self._token.encode())
+            and hmac.compare_digest(_bytes(token), _bytes(self._token))
             and type(index) is int
+            and isinstance(hello.get("identity"), dict)
         )
 
     def _welcome(self, hello: dict, connection: socket.socket) -> None:
-        index, theirs = hello["index"], hello.get("identity", {})
+        index, theirs = hello["index"], hello["identity"]
         if not 0 < index < len(self._cluster.addresses):
             self._arrived[-1] = connection  # so that it gets the answer too
             raise UsageError(
@@ -211,6 +212,10 @@ def _listen(address: str) -> socket.socket:
 def _split(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")  # JSON can spell halves of a pair
 
 
 def _decode(line: bytes, *, greeting: bool = True) -> dict | None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dist_train.errors import DistTrainError, UsageError
 from dist_train.examples import Source
 
@@ -52,7 +54,8 @@ class Task:
             source = getattr(self, name)
             if source is None and name != "train":
                 continue
-            if not isinstance(source, Source):
+            containers = (list, tuple, dict, str, bytes, np.ndarray)  # indexable, but no Source
+            if not isinstance(source, Source) or isinstance(source, containers):
                 raise UsageError(
                     f"Task.{name} is a {type(source).__name__}; use dist_train.Arrays(x, y) or an"
                     " object with __len__ and __getitem__(indices) -> (x, y)"
@@ -93,7 +96,7 @@ def resolve(found: Any, config: "Config") -> Task:
     """The Task itself, from a Task or a function that returns one (and may take the Config)."""
     if not isinstance(found, Task) and callable(found):
         try:
-            found = found(config) if inspect.signature(found).parameters else found()
+            found = found(config) if _takes_config(found) else found()
         except DistTrainError:
             raise
         except OSError as error:  # a missing or unreadable data file, most of the time
@@ -101,6 +104,12 @@ def resolve(found: Any, config: "Config") -> Task:
     if not isinstance(found, Task):
         raise UsageError(f"the task is a {type(found).__name__}; it must be a dist_train.Task")
     return found
+
+
+def _takes_config(function: Any) -> bool:
+    """Whether its first parameter is named config, or must be given."""
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    return first is not None and (first.name == "config" or first.default is first.empty)
 
 
 def source_file(spec: str) -> Path | None:
@@ -114,6 +123,8 @@ def _import(module_name: str):
         if not module_name.endswith(".py"):
             if "" not in sys.path:  # a console script's path lacks the current folder
                 sys.path.insert(0, "")
+            if module_name.startswith("."):
+                raise UsageError(f"task module {module_name} is relative; name it from its root")
             return importlib.import_module(module_name)
         path = Path(module_name)
         spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -71,7 +71,7 @@ class Workdir:
         try:
             saved = json.loads(self.config.read_text())["config"]
             theirs = {name: saved[name] for name in trajectory if name in saved}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError(
                 f"{self.config} is damaged ({error!r}); restore it or use another --workdir"
             ) from error

@@ -7,7 +7,6 @@ big-endian uint32 per axis, then the data (http://yann.lecun.com/exdb/mnist/).
 import gzip
 import math
 import struct
-import zipfile
 import zlib
 from pathlib import Path
 
@@ -55,14 +54,10 @@ def _read_folder(folder: Path) -> tuple[Split, Split]:
 
 
 def _find(folder: Path, stem: str) -> Path:
-    for name in (
-        stem,
-        stem + ".gz",
-        stem.replace("-idx", ".idx"),
-        stem.replace("-idx", ".idx") + ".gz",
-    ):
-        if (folder / name).is_file():
-            return folder / name
+    for name in (stem, stem.replace("-idx", ".idx")):  # both spellings are around
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.is_file():
+                return path
     raise UsageError(f"data_dir={folder} has neither {stem} nor {stem}.gz")
 
 
@@ -93,7 +88,10 @@ def read_idx(path: Path, *, axes: int) -> np.ndarray:
             f"{path} has {len(raw) - header} bytes of data where its header says"
             f" {' x '.join(map(str, shape))} = {math.prod(shape)}; copy it again"
         )
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+    try:
+        return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+    except ValueError as error:  # no data, and axes whose product no machine can address
+        raise UsageError(f"{path} has the shape {list(shape)}: {error}") from error
 
 
 def _read_npz(path: Path) -> tuple[Split, Split]:
@@ -103,14 +101,22 @@ def _read_npz(path: Path) -> tuple[Split, Split]:
         # Never unpickle: an object array could run code.
         with np.load(path, allow_pickle=False) as archive:
             for name in names:
+                if name not in archive:
+                    raise UsageError(
+                        f"{path} has no array {name!r}; it must hold {', '.join(names)}"
+                    )
                 arrays[name] = archive[name]
-    except KeyError:
-        raise UsageError(f"{path} has no array {name!r}; it must hold {', '.join(names)}") from None
+                if not isinstance(arrays[name], np.ndarray):  # numpy hands out foreign bytes
+                    raise UsageError(f"{path}: {name} is no array in numpy's format")
     except FileNotFoundError:
         raise UsageError(f"data_dir={path} does not exist") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        reason = "object arrays are refused" if "allow_pickle" in str(error) else error
-        raise UsageError(f"{path} cannot be read as an .npz: {reason}") from error
+    except UsageError:
+        raise
+    except Exception as error:  # numpy and zipfile raise a dozen kinds at damaged bytes
+        reason = str(error) or type(error).__name__
+        if "allow_pickle" in reason:
+            reason = "object arrays are refused"
+        raise UsageError(f"{path} cannot be read as an .npz: {reason.splitlines()[0]}") from error
     return (arrays["x_train"], arrays["y_train"]), (arrays["x_test"], arrays["y_test"])
 
 

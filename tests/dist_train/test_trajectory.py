@@ -1,6 +1,7 @@
 """One trajectory: the loop written out by hand, and every strategy, give the same numbers."""
 
 import itertools
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -52,8 +53,6 @@ def run(workdir, **settings):
 
 
 def config_path(workdir):
-    from pathlib import Path
-
     return Path(workdir) / "metrics.jsonl"
 
 

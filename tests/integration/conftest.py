@@ -1,0 +1,116 @@
+"""Real worker processes: started, watched, and gone at the end of each test."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_addresses(count):
+    """'127.0.0.1:port' of so many ports that were free a moment ago."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    return addresses
+
+
+def environment(addresses=None, index=0):
+    """The environment of a worker, without a GPU and without what this process has of a cluster."""
+    environ = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"}
+    environ |= {
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if addresses is not None:
+        task = {"type": "worker", "index": index}
+        environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
+    return environ
+
+
+class Group:
+    """Worker processes of one test."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        self._count = 0
+        self.processes = []
+
+    def start(self, command, addresses=None, index=0):
+        """Starts `python` with these arguments; its output goes to a file."""
+        log = self._folder / f"process-{self._count}.log"
+        self._count += 1
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                env=environment(addresses, index),
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        process.log = log
+        self.processes.append(process)
+        return process
+
+    def start_all(self, count, command):
+        """`count` workers of one cluster."""
+        addresses = free_addresses(count)
+        return [self.start(command, addresses, index) for index in range(count)]
+
+    def wait(self, timeout_s=120):
+        """Their exit statuses, in the order of their start."""
+        return [process.wait(timeout_s) for process in self.processes]
+
+    def output(self, index):
+        return self.processes[index].log.read_text(errors="replace")
+
+    def next_round(self):
+        """Ends what still runs; processes are numbered from 0 again."""
+        self.end()
+        self.processes = []
+
+    def end(self):
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture(scope="session")
+def new_group():
+    """fn(folder) -> Group, ended with the session at the latest."""
+    started = []
+
+    def make(folder):
+        started.append(Group(folder))
+        return started[-1]
+
+    yield make
+    for each in started:
+        each.end()
+
+
+@pytest.fixture
+def group(new_group, tmp_path):
+    started = new_group(tmp_path)
+    yield started
+    started.end()
+
+
+@pytest.fixture
+def addresses():
+    """fn(count) -> addresses on loopback."""
+    return free_addresses

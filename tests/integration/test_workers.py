@@ -1,0 +1,196 @@
+"""Several worker processes: the same numbers as one, and clear ends."""
+
+import json
+import signal
+import socket
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from dist_train import metrics
+
+HERE = Path(__file__).parent
+SMALL = f"{HERE / 'small.py'}:task"
+LOSS = {"rtol": 2e-4, "atol": 2e-5}
+WEIGHTS = {"rtol": 1e-3, "atol": 2e-4}
+TRAIN = ["-m", "dist_train", f"--task={SMALL}"]
+
+
+def losses(workdir):
+    """{step: (batch loss, mean loss)} of a run's training lines; each step must be there once."""
+    rows = [r for r in metrics.read_rows(Path(workdir) / "metrics.jsonl") if r["kind"] == "train"]
+    steps = [row["step"] for row in rows]
+    assert len(set(steps)) == len(steps)
+    return {row["step"]: (row["batch_loss"], row["loss"]) for row in rows}
+
+
+def weights(workdir):
+    return keras.saving.load_model(Path(workdir) / "model.keras").get_weights()
+
+
+def assert_same_run(workdir, other):
+    mine, theirs = losses(workdir), losses(other)
+    assert mine.keys() == theirs.keys()
+    for step in mine:
+        np.testing.assert_allclose(mine[step], theirs[step], **LOSS)
+    for a, b in zip(weights(workdir), weights(other), strict=True):
+        np.testing.assert_allclose(a, b, **WEIGHTS)
+
+
+CASES = {
+    f"{name}-{mode}": {"task": SMALL, "epochs": 2, "log_steps": 1, "input": mode, **settings}
+    for mode in ("resident", "stream")
+    for name, settings in {
+        "sgd": {"learning_rate": 0.1},
+        "sgd-clipped-partial": {"learning_rate": 0.5, "clip_norm": 0.3, "batch_size": 50},
+        "adam": {"optimizer": "adam", "batch_size": 100},
+        "adam-clipped": {"optimizer": "adam", "clip_norm": 0.5},
+    }.items()
+}
+
+
+@pytest.fixture(scope="module")
+def one_process(new_group, tmp_path_factory):
+    """Each case by one process: the folder that holds its workdirs."""
+    folder = tmp_path_factory.mktemp("one")
+    group = new_group(folder)
+    group.start([HERE / "many_runs.py", json.dumps(CASES)])
+    assert group.wait(240) == [0], group.output(0)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_follow_the_trajectory_of_one_process(group, tmp_path, one_process, workers):
+    cases = {name: {**settings, "strategy": "multi_worker"} for name, settings in CASES.items()}
+    group.start_all(workers, [HERE / "many_runs.py", json.dumps(cases)])
+    assert group.wait(400) == [0] * workers, group.output(0)
+    for name in CASES:
+        assert_same_run(tmp_path / name, one_process / name)
+
+
+@pytest.mark.slow
+def test_workers_leave_together_without_a_word_about_unhealthy_peers(group):
+    command = [*TRAIN, "--strategy=multi_worker", "--workdir=run", "--epochs=1"]
+    group.start_all(2, command)
+    assert group.wait() == [0, 0]
+    for index in range(2):
+        assert "unhealthy" not in group.output(index)
+        assert "Traceback" not in group.output(index)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_worker_stops_all_at_one_step_and_they_resume_elsewhere(group, tmp_path):
+    settings = ["--epochs=250", "--learning_rate=0.001", "--log_steps=100", "--eval_epochs=0"]
+    command = [*TRAIN, "--strategy=multi_worker", "--workdir=run", *settings]
+    workers = group.start_all(2, command)
+    wait_for_step(tmp_path / "run", 300)
+    workers[1].send_signal(signal.SIGTERM)
+    assert group.wait(60) == [75, 75], group.output(0) + group.output(1)
+    (step,) = {
+        text.split("after step ")[1].split()[0].strip(",") for text in map(group.output, (0, 1))
+    }
+    assert 300 <= int(step) < 4000
+    assert (tmp_path / "run" / "checkpoints" / f"step-{int(step):08d}").is_dir()
+
+    # On from there on another strategy, and the same run without a stop.
+    group.next_round()
+    resumed = [*TRAIN, "--strategy=mirrored", "--devices=3", "--workdir=run", *settings]
+    group.start(resumed)
+    group.start([*TRAIN, "--workdir=whole", *settings])
+    assert group.wait(200) == [0, 0], group.output(0)
+    assert "resumed after step" in group.output(0)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_its_peer_with_a_reason_and_nothing_is_lost(group, tmp_path):
+    settings = ["--epochs=250", "--learning_rate=0.001", "--log_steps=100", "--eval_epochs=0"]
+    command = [*TRAIN, "--strategy=multi_worker", "--workdir=run", *settings]
+    workers = group.start_all(2, command)
+    wait_for_step(tmp_path / "run", 300)
+    workers[1].kill()
+    assert workers[0].wait(30) == 1
+    assert "a worker was lost" in group.output(0)
+    assert "Traceback" not in group.output(0)
+
+    group.next_round()
+    group.start([*TRAIN, "--workdir=run", *settings])
+    group.start([*TRAIN, "--workdir=whole", *settings])
+    assert group.wait(200) == [0, 0], group.output(0)
+    assert "resumed after step" in group.output(0)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def wait_for_step(workdir, step, timeout_s=60):
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if any(reached >= step for reached in losses(workdir)):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} was not reached within {timeout_s} s")
+
+
+def test_a_missing_worker_is_named_within_the_bound(group, addresses):
+    cluster = addresses(3)
+    begin = time.monotonic()
+    command = [*TRAIN, "--strategy=multi_worker", "--workdir=run", "--start_timeout_s=2"]
+    for index in (0, 1):
+        group.start(command, cluster, index)
+    assert group.wait(30) == [1, 1]
+    assert time.monotonic() - begin < 15
+    for index in (0, 1):
+        (line,) = group.output(index).splitlines()
+        assert f"worker 2 ({cluster[2]}) never arrived" in line
+
+
+def test_a_missing_chief_is_named_within_the_bound(group, addresses):
+    cluster = addresses(2)
+    command = [*TRAIN, "--strategy=multi_worker", "--workdir=run", "--start_timeout_s=2"]
+    group.start(command, cluster, 1)
+    assert group.wait(30) == [1]
+    assert f"the chief, worker 0 ({cluster[0]}), never arrived" in group.output(0)
+
+
+def test_a_worker_that_waits_for_its_peers_obeys_a_signal(group, addresses):
+    command = [*TRAIN, "--strategy=multi_worker", "--workdir=run"]
+    worker = group.start(command, addresses(2), 1)
+    time.sleep(1.5)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(10) == 75
+    assert "before the first step" in group.output(0)
+
+
+def test_workers_that_disagree_on_a_flag_are_told_which(group, addresses):
+    cluster = addresses(2)
+    command = [*TRAIN, "--strategy=multi_worker", "--workdir=run"]
+    group.start([*command, "--batch_size=64"], cluster, 0)
+    group.start([*command, "--batch_size=32"], cluster, 1)
+    assert group.wait(30) == [2, 2]
+    for index in (0, 1):
+        assert "disagree on batch_size: 64 and 32" in group.output(index)
+
+
+@pytest.mark.slow
+def test_workers_that_hold_other_data_are_told_whose(group):
+    task = f"--task={HERE / 'small.py'}:own_data"
+    group.start_all(2, ["-m", "dist_train", task, "--strategy=multi_worker", "--workdir=run"])
+    assert 2 in group.wait(60)
+    both = group.output(0) + group.output(1)
+    assert "worker 1 (" in both
+    assert "has other train examples" in both
+    assert "Traceback" not in both
+
+
+def test_a_port_that_is_taken_is_named(group, addresses):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        own = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [*TRAIN, "--strategy=multi_worker", "--workdir=run", "--start_timeout_s=5"]
+        group.start(command, [own, *addresses(1)], 0)
+        assert group.wait(30) == [1]
+    assert f"cannot listen on its own address {own}" in group.output(0)
