@@ -89,18 +89,18 @@ class Checkpoints:
         steps = self.steps()
         for step in reversed(steps):
             try:
+                # A ValueError is a weight of another shape: not damage, and not to be skipped.
                 status = self._state.read(str(self.path(step) / _FILE))
-            except (tf.errors.OpError, OSError, ValueError) as error:
+                status.assert_existing_objects_matched().assert_consumed()
+            except (AssertionError, ValueError) as error:
+                raise UsageError(
+                    f"{self.path(step)} is of another model or optimizer; use a new --workdir"
+                ) from error
+            except (tf.errors.OpError, OSError, IndexError) as error:  # IndexError: a short file
                 message = str(getattr(error, "message", error)).splitlines()[0]
                 logging.warning("checkpoint %s is damaged, skipped: %s", self.path(step), message)
                 self._damaged.add(step)
                 continue
-            try:
-                status.assert_existing_objects_matched().assert_consumed()
-            except AssertionError as error:
-                raise UsageError(
-                    f"{self.path(step)} is of another model or optimizer; use a new --workdir"
-                ) from error
             return step
         if steps:
             raise RunError(

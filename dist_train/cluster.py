@@ -69,6 +69,16 @@ def of_environment(environ: Mapping[str, str], strategy: str) -> Cluster | None:
     return _parse(text)
 
 
+def is_evaluator(environ: Mapping[str, str]) -> bool:
+    """Whether TF_CONFIG makes this process the evaluator, which is beside the cluster, not in it.
+
+    Raises:
+      UsageError: TF_CONFIG is no JSON object.
+    """
+    task = _object(environ["TF_CONFIG"]).get("task") if environ.get("TF_CONFIG") else None
+    return isinstance(task, dict) and task.get("type") == "evaluator"
+
+
 def _parse(text: str) -> Cluster:
     config = _object(text)
     jobs = config.get("cluster")

@@ -169,8 +169,9 @@ class Config:
     )
     mode: str = _setting(
         "train",
-        "train, or evaluate: the newest checkpoint in workdir, on validation and test examples.",
-        choices=("train", "evaluate"),
+        "train; evaluate: the newest checkpoint in workdir, on validation and test examples;"
+        " follow: each checkpoint as another process writes it, until the last.",
+        choices=("train", "evaluate", "follow"),
     )
     dtype: str = _setting(
         "float32",
@@ -207,8 +208,8 @@ class Config:
                 f"devices={self.devices} with strategy=default, which uses one device;"
                 " use --strategy=mirrored"
             )
-        if self.mode == "evaluate" and self.workdir is None:
-            raise UsageError("mode=evaluate needs the run to evaluate: give --workdir")
+        if self.mode != "train" and self.workdir is None:
+            raise UsageError(f"mode={self.mode} needs the run to evaluate: give --workdir")
         if self.warmup_steps and self.learning_rate == 0.0:
             raise UsageError("warmup_steps without a learning rate; set --learning_rate above 0")
         if self.clip_norm == 0.0:  # Keras would take it for no clipping

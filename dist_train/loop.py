@@ -29,6 +29,7 @@ from dist_train.workdir import Workdir
 from dist_train.workers import Workers
 
 Means = dict[str, float]
+_POLL_S = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,8 @@ def run(
     try:
         resolved = tasks.load(config.task, config) if task is None else tasks.resolve(task, config)
         loop = _Loop(resolved, config, strategy, Workers(strategy, cluster), workdir, request)
-        return loop.evaluate() if config.mode == "evaluate" else loop.train()
+        modes = {"train": loop.train, "evaluate": loop.evaluate, "follow": loop.follow}
+        return modes[config.mode]()
     finally:
         keras.config.set_dtype_policy(policy)
 
@@ -127,6 +129,37 @@ class _Loop:
                 level = logging.INFO if self._workers.is_chief else logging.DEBUG
                 logging.log(level, "step %s  %s: %s", f"{step:,}", kind, shown)
         self._leave()
+        return self._result(results, step)
+
+    def follow(self) -> Result:
+        """Each checkpoint on the validation examples, as the run that trains writes it."""
+        assert self._checkpoints is not None
+        assert self._workdir is not None
+        self._request.watch_from(lambda: None)
+        results: dict[str, Means] = {}
+        step, newest_at = -1, time.monotonic()
+        self._workdir.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(
+            metrics.MetricsFile(self._workdir.followed, resumed_step=-1)
+        ) as file:
+            log = metrics.RunLog(file=file, console=metrics.Console())
+            while step < self._parts.total_steps:
+                if self._request.signal is not None:
+                    raise Stopped(f"by {self._request.signal.name}; evaluated up to step {step:,}")
+                if time.monotonic() - newest_at > self._config.stall_timeout_s:
+                    raise RunError(
+                        f"no checkpoint after step {step:,} in {self._workdir.checkpoints} for"
+                        f" {self._config.stall_timeout_s:g} s; raise --stall_timeout_s if that is"
+                        " right"
+                    )
+                newest = max(self._checkpoints.steps(), default=-1)
+                if newest <= step or (restored := self._checkpoints.restore()) is None:
+                    time.sleep(_POLL_S)
+                    continue
+                step, newest_at = max(step, newest), time.monotonic()
+                if (values := self._evaluate("validation")) is not None:
+                    results["validation"] = values
+                    log.evaluation("validation", self._row(restored) | values)
         return self._result(results, step)
 
     def _fit(self, step: int, log: metrics.RunLog) -> dict[str, Means]:

@@ -95,7 +95,7 @@ class TensorBoard:
 class Console:
     """Lines through absl's logging and, on a terminal, a bar below them."""
 
-    def __init__(self, *, total_steps: int, step: int, bar: bool):
+    def __init__(self, *, total_steps: int = 0, step: int = 0, bar: bool = False):
         self._bar = None
         if bar:
             from tqdm import tqdm

@@ -5,10 +5,12 @@ seconds, and after it a missing peer means a wait that no signal ends.
 """
 
 import contextlib
+import dataclasses
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_train import cluster as clusters
@@ -45,13 +47,16 @@ def train(
       Stopped: a signal asked to stop; the state was saved.
     """
     config = config or Config()
-    cluster = clusters.of_environment(os.environ, config.strategy)
+    if clusters.is_evaluator(os.environ):
+        config = dataclasses.replace(config, mode="follow", strategy="default", devices=0)
+        cluster = None
+    else:
+        cluster = clusters.of_environment(os.environ, config.strategy)
     with contextlib.ExitStack() as stack:
         request = stack.enter_context(stopping.listening())
         workdir = None
         if cluster is None or cluster.is_chief:
-            create = config.mode == "train"
-            workdir = stack.enter_context(Workdir.locked(config.workdir, create=create))
+            workdir = stack.enter_context(_open_workdir(config))
             workdir.check_resumable(config.trajectory())
         strategy = _strategies.get((config.strategy, config.devices, cluster))
         if strategy is None and cluster is not None:
@@ -68,6 +73,12 @@ def train(
         from dist_train import loop
 
         return loop.run(task, config, strategy, cluster, workdir, request)
+
+
+def _open_workdir(config: Config) -> contextlib.AbstractContextManager[Workdir]:
+    if config.mode == "follow":  # the run that it follows holds the lock
+        return contextlib.nullcontext(Workdir(Path(config.workdir or "")))
+    return Workdir.locked(config.workdir, create=config.mode == "train")
 
 
 def _create_strategy(

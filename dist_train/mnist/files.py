@@ -99,7 +99,7 @@ def _read_npz(path: Path) -> tuple[Split, Split]:
     arrays = {}
     try:
         # Never unpickle: an object array could run code.
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             for name in names:
                 if name not in archive:
                     raise UsageError(

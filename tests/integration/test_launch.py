@@ -110,3 +110,14 @@ def test_a_worker_that_hangs_is_named_and_its_stacks_are_shown(group, tmp_path):
     assert re.search(r"worker 1.*stopped", group.output(0)), group.output(0)
     assert "most recent call first" in group.output(0)
     assert workers_of(launcher) == {}
+
+
+@pytest.mark.slow
+def test_an_evaluator_follows_the_checkpoints_of_the_workers(group, tmp_path):
+    group.start(launch("--evaluator"))
+    assert group.wait(120) == [0], group.output(0)
+    rows = metrics.read_rows(tmp_path / "run" / "follow.jsonl")
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 4000
+    assert rows[-1]["accuracy"] > 0.5
