@@ -9,7 +9,8 @@ from dist_train.config import Config
 from dist_train.errors import UsageError
 from dist_train.examples import Source
 from dist_train.input import Input, choose
-from dist_train.step import LossScale, Program, TrainLoop, example_loss, make_evaluation
+from dist_train.program import Program, example_loss
+from dist_train.step import LossScale, TrainLoop, make_evaluation
 from dist_train.task import Task
 
 

@@ -298,14 +298,7 @@ class _Loop:
             source = getattr(task, kind)
             mine[f"{kind} examples"] = 0 if source is None else digest(source)
         with self._together("the comparison of the data"):
-            digests = self._workers.gather(list(mine.values()))
-        for worker, row in enumerate(digests):
-            for what, theirs, chiefs in zip(mine, row, digests[0], strict=True):
-                if theirs != chiefs:
-                    raise UsageError(
-                        f"{self._workers.name(worker)} has other {what} (digest {theirs:08x}) than"
-                        f" the chief ({chiefs:08x}); give all workers the same"
-                    )
+            self._workers.check_alike(mine)
 
     def _check(self, step: int, progress: Progress) -> None:
         """Raises RunError if the last step has shown that going on is useless."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dist_train import cluster as clusters
 from dist_train import rendezvous, stopping, task, versions, watchdog
 from dist_train.config import Config
+from dist_train.errors import Stopped
 from dist_train.workdir import Workdir
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ def _quiet_stderr() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception as error:
+            if isinstance(error, Stopped):
+                raise
             os.dup2(stderr, 2)
             held.seek(0)
             os.write(2, held.read())

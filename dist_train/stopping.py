@@ -72,7 +72,7 @@ def listening() -> Iterator[StopRequest]:
         if request.began:
             logging.warning("%s: stopping after this step", signal.Signals(number).name)
         else:
-            raise Stopped(f"stopped by {signal.Signals(number).name} before the first step")
+            raise Stopped(f"by {signal.Signals(number).name} before the first step")
 
     def install() -> dict:
         return {number: signal.signal(number, handle) for number in _SIGNALS}

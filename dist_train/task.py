@@ -127,11 +127,15 @@ def _import(module_name: str):
                 raise UsageError(f"task module {module_name} is relative; name it from its root")
             return importlib.import_module(module_name)
         path = Path(module_name)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        name = path.stem
+        taken = name in sys.stdlib_module_names or name in sys.modules
+        if taken and getattr(sys.modules.get(name), "__file__", None) != str(path.absolute()):
+            name = f"task_{name}"  # never in the place of a module that others import
+        spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None or not path.is_file():
             raise UsageError(f"task file {module_name} does not exist")
         module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module  # so that classes defined in it can be serialized
+        sys.modules[name] = module  # so that classes defined in it can be serialized
         spec.loader.exec_module(module)
         return module
     except ImportError as error:

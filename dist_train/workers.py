@@ -1,11 +1,12 @@
 """Workers: what the processes of a run tell one another outside of the training step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from dist_train.cluster import Cluster
+from dist_train.errors import UsageError
 
 
 class Workers:
@@ -52,6 +53,19 @@ class Workers:
             return rows
         summed = self._reduce(tf.constant(rows.reshape(-1).view(np.int32)))
         return summed.numpy().view(np.uint32).reshape(rows.shape)
+
+    def check_alike(self, values: Mapping[str, int]) -> None:
+        """Raises UsageError if a worker's number of 32 bits is not the chief's; it is named."""
+        if self.count == 1:
+            return
+        rows = self.gather(list(values.values()))
+        for worker, row in enumerate(rows):
+            for what, theirs, chiefs in zip(values, row, rows[0], strict=True):
+                if theirs != chiefs:
+                    raise UsageError(
+                        f"{self.name(worker)} has other {what} (digest {theirs:08x}) than the chief"
+                        f" ({chiefs:08x}); give all workers the same"
+                    )
 
     def broadcast(self, variables: Sequence) -> None:
         """Gives every worker the chief's values, bit by bit, in one collective.

@@ -10,7 +10,8 @@ import tensorflow as tf
 import dist_train
 from dist_train import layers, metrics
 from dist_train.input import Input
-from dist_train.step import Program, TrainLoop
+from dist_train.program import Program
+from dist_train.step import TrainLoop
 
 TWO = {"strategy": "mirrored", "devices": 2}
 BOTH = pytest.mark.parametrize("strategy", [{}, TWO], ids=["one-replica", "two-replicas"])

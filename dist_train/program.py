@@ -1,0 +1,110 @@
+"""Program: what a step computes of some examples: loss, metrics, the objective to derive."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from dist_train.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What a step computes; made in the strategy's scope.
+
+    Attributes:
+      model: called with training=True or False.
+      loss: fn(y, outputs) -> [batch] float losses; see `example_loss`.
+      metrics: {name: fn(y, outputs) -> [batch]}.
+      preprocess: fn(x, y, seed) -> (x, y), or None.
+      seed: for `preprocess`.
+      parts: into how many parts a replica splits its share of a batch.
+    """
+
+    model: keras.Model
+    loss: Callable[[Any, Any], tf.Tensor]
+    metrics: Mapping[str, Callable[[Any, Any], tf.Tensor]]
+    preprocess: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
+    seed: int = 0
+    parts: int = 1
+
+    @property
+    def sum_names(self) -> tuple[str, ...]:
+        """The names of the sums that a batch yields; 'weight' counts its real examples."""
+        return ("loss", "weight", *self.metrics)
+
+    def sums(
+        self, examples: Any, rows: tf.Tensor, ids: tf.Tensor, epoch: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """(objective, sums) of some examples.
+
+        Args:
+          examples: (x, y), arrays of any length.
+          rows: [b] int32, which rows of `examples` these are.
+          ids: [b] int32, their indices in the source; -1: padding, which adds nothing.
+          epoch: [] int32 in training; None in evaluation.
+
+        Returns:
+          objective: [] float32, the summed loss and the model's own losses (regularization),
+            which count once per real example, so that they are divided out with it.
+          sums: [len(sum_names)] float32.
+        """
+        training = epoch is not None
+        x, y = tf.nest.map_structure(lambda array: tf.gather(array, rows), examples)
+        weights = tf.cast(ids >= 0, tf.float32)
+        if self.preprocess is not None:
+            x, y = self.preprocess(x, y, self._seeds(ids, epoch) if training else None)
+        outputs = tf.nest.map_structure(_as_float32, self.model(x, training=training))
+        loss = tf.reduce_sum(_per_example("loss", self.loss(y, outputs), ids) * weights)
+        metrics = [
+            tf.reduce_sum(_per_example(f"metric {name}", fn(y, outputs), ids) * weights)
+            for name, fn in self.metrics.items()
+        ]
+        count = tf.reduce_sum(weights)
+        objective = loss
+        if training and self.model.losses:
+            objective += count * tf.cast(tf.add_n(self.model.losses), tf.float32)
+        return objective, tf.stack([loss, count, *metrics])
+
+    def _seeds(self, ids: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
+        """[b, 2] int32, a function of (seed, epoch, example) alone."""
+        key = tf.random.stateless_uniform(
+            [], seed=tf.stack([self.seed, epoch]),
+            minval=None, maxval=None, dtype=tf.int32, alg="philox",
+        )  # fmt: skip
+        return tf.stack([tf.broadcast_to(key, tf.shape(ids)), ids], axis=1)
+
+
+def example_loss(loss: Any) -> Callable[[Any, Any], tf.Tensor]:
+    """fn(y, outputs) -> [batch] from what a Task gives as its loss.
+
+    Of a keras.losses.Loss only `call` is used: its reduction would divide by the padded batch, and
+    in a strategy's scope by the number of replicas too.
+    """
+    if isinstance(loss, str):
+        loss = keras.losses.get(loss)
+    if not isinstance(loss, keras.losses.Loss):
+        return loss
+
+    def per_example(y: Any, outputs: Any) -> tf.Tensor:
+        losses = tf.convert_to_tensor(loss.call(y, outputs))
+        # [batch, time], say: one loss per example is the mean over the other axes.
+        return tf.reduce_mean(losses, axis=list(range(1, losses.shape.rank)))
+
+    return per_example
+
+
+def _as_float32(output: tf.Tensor) -> tf.Tensor:
+    return tf.cast(output, tf.float32) if output.dtype.is_floating else output
+
+
+def _per_example(name: str, values: Any, ids: tf.Tensor) -> tf.Tensor:
+    values = tf.cast(values, tf.float32)
+    if values.shape.rank != 1 or values.shape[0] != ids.shape[0]:
+        raise UsageError(
+            f"the {name} function returned the shape {values.shape}; it must return one value per"
+            f" example, [{ids.shape[0]}]: leave out the reduction over the batch"
+        )
+    return values

@@ -1,0 +1,61 @@
+import pytest
+
+from dist_train.pace import Pace
+
+
+class _Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def _call(pace, clock, steps, seconds):
+    with pace.call():
+        clock.now += seconds
+    pace.done(steps)
+
+
+def test_a_fixed_number_stays():
+    clock = _Clock()
+    pace = Pace(7, clock)
+    for seconds in (5.0, 0.001, 0.001):
+        _call(pace, clock, 7, seconds)
+        assert pace.wish == 7
+
+
+def test_the_first_call_which_compiles_does_not_count():
+    clock = _Clock()
+    pace = Pace(None, clock)
+    first = pace.wish
+    _call(pace, clock, first, 30.0)
+    assert pace.wish == first
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds", "wish"),
+    [(16, 0.01, 1600), (16, 2.0, 8), (1, 5.0, 1), (100, 1.0, 100), (3, 0.0, 1 << 20)],
+)
+def test_a_call_is_about_a_second(steps, seconds, wish):
+    clock = _Clock()
+    pace = Pace(None, clock)
+    _call(pace, clock, 16, 1.0)
+    _call(pace, clock, steps, seconds)
+    assert pace.wish == pytest.approx(wish, abs=1)
+
+
+def test_the_largest_wish_is_exact_in_float32():
+    import numpy as np
+
+    assert int(np.float32(Pace._MOST)) == Pace._MOST
+
+
+def test_seconds_are_those_within_calls_since_the_last_question():
+    clock = _Clock()
+    pace = Pace(None, clock)
+    _call(pace, clock, 1, 2.0)
+    clock.now += 50.0
+    _call(pace, clock, 1, 3.0)
+    assert pace.take_seconds() == pytest.approx(5.0)
+    assert pace.take_seconds() == 0.0

@@ -1,0 +1,177 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dist_train import stopping
+
+_ROOT = Path(__file__).parents[2]
+_HEAD = """
+import os, signal, sys, threading, time
+from dist_train import stopping, Stopped
+def say(*words):
+    print(*words, flush=True)
+"""
+
+
+def _start(code: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", _HEAD + code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+    )
+
+
+def _signalled(code: str, *signals: int, ready: str = "ready") -> tuple[int, str, str]:
+    """(status, stdout, stderr) of code that was sent the signals once it said `ready`."""
+    with _start(code) as process:
+        try:
+            assert process.stdout.readline() == f"{ready}\n"
+            for number in signals:
+                process.send_signal(number)
+                time.sleep(0.2)
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    return process.returncode, out, err
+
+
+_ALL = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+
+
+@pytest.mark.parametrize("number", _ALL)
+def test_a_signal_before_anything_began_ends_the_run_on_the_spot(number):
+    code = """
+try:
+    with stopping.listening():
+        say("ready")
+        time.sleep(60)
+except Stopped as error:
+    say(error)
+    sys.exit(error.exit_status)
+"""
+    status, out, _ = _signalled(code, number)
+    assert status == 75
+    assert f"by {number.name} before the first step" in out
+
+
+@pytest.mark.parametrize("number", _ALL)
+def test_a_signal_during_the_run_raises_the_flag_and_nothing_else(number):
+    code = """
+with stopping.listening() as request:
+    asked = threading.Event()
+    request.watch_from(asked.set)
+    say("ready")
+    while not asked.is_set():
+        time.sleep(0.01)
+    say("asked by", request.signal.name)
+"""
+    status, out, err = _signalled(code, number)
+    assert (status, out) == (0, f"asked by {number.name}\n")
+    assert f"{number.name}: stopping after this step" in err
+
+
+def test_the_flag_is_raised_while_the_main_thread_is_in_c_code():
+    # The hash gives the interpreter's lock away, as TensorFlow does, but takes a second to return.
+    code = """
+import hashlib
+with stopping.listening() as request:
+    begin = time.monotonic()
+    when = []
+    request.watch_from(lambda: when.append(time.monotonic() - begin))
+    say("ready")
+    while not when:
+        hashlib.pbkdf2_hmac("sha256", b"x", b"y", 3_000_000)
+        total = time.monotonic() - begin
+    say(when[0] < 0.5 * total, total > 0.5)
+"""
+    status, out, _ = _signalled(code, signal.SIGTERM)
+    assert (status, out) == (0, "True True\n")
+
+
+@pytest.mark.parametrize(("first", "second"), [(15, 15), (2, 15), (10, 2)])
+def test_a_second_signal_leaves_at_once(first, second):
+    code = """
+with stopping.listening() as request:
+    request.watch_from(lambda: None)
+    say("ready")
+    time.sleep(60)
+"""
+    status, _, _ = _signalled(code, first, second)
+    assert status == 128 + second
+
+
+def test_a_signal_that_came_before_the_flag_existed_is_not_lost():
+    code = """
+with stopping.listening() as request:
+    request.began = True
+    say("ready")
+    while request.signal is None:
+        time.sleep(0.01)
+    request.watch_from(lambda: say("asked"))
+"""
+    status, out, _ = _signalled(code, signal.SIGTERM)
+    assert (status, out) == (0, "asked\n")
+
+
+def test_reclaim_takes_back_a_signal_that_another_has_taken():
+    code = """
+with stopping.listening() as request:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    request.reclaim()
+    asked = threading.Event()
+    request.watch_from(asked.set)
+    say("ready")
+    say(asked.wait(10))
+"""
+    status, out, _ = _signalled(code, signal.SIGTERM)
+    assert (status, out) == (0, "True\n")
+
+
+def test_signals_are_as_before_afterwards():
+    before = [signal.getsignal(number) for number in _ALL]
+    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with stopping.listening() as request:
+            assert [signal.getsignal(number) for number in _ALL] != before
+            assert request.signal is None
+    assert [signal.getsignal(number) for number in _ALL] == before
+    assert signal.set_wakeup_fd(-1) == -1
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_other_signals_ask_for_nothing():
+    code = """
+with stopping.listening() as request:
+    signal.signal(signal.SIGHUP, lambda *_: None)
+    request.watch_from(lambda: say("asked"))
+    say("ready")
+    time.sleep(1)
+    say(request.signal)
+"""
+    status, out, _ = _signalled(code, signal.SIGHUP, signal.SIGHUP)
+    assert (status, out) == (0, "None\n")
+
+
+def test_outside_the_main_thread_nothing_is_changed():
+    before = [signal.getsignal(number) for number in _ALL]
+    during = []
+
+    def body():
+        with stopping.listening() as request:
+            request.watch_from(lambda: None)
+            request.reclaim()
+            during.extend(signal.getsignal(number) for number in _ALL)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert during == before

@@ -1,0 +1,173 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dist_train import Config, UsageError
+from dist_train.workdir import Workdir
+
+_ROOT = Path(__file__).parents[2]
+_TRAJECTORY = Config().trajectory()
+
+
+def _written(folder) -> Workdir:
+    folder.mkdir(exist_ok=True)
+    workdir = Workdir(folder)
+    workdir.write_config(_TRAJECTORY, {"python": "3.11"})
+    return workdir
+
+
+def test_missing_folders_are_made(tmp_path):
+    with Workdir.locked(str(tmp_path / "a" / "b")) as workdir:
+        assert workdir.path == tmp_path / "a" / "b"
+        assert workdir.path.is_dir()
+
+
+def test_the_default_is_named_after_the_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Workdir.locked(None) as workdir:
+        assert re.fullmatch(r"runs/\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ", str(workdir.path))
+        assert workdir.path.is_dir()
+
+
+def test_a_missing_folder_is_not_made_to_be_evaluated(tmp_path):
+    folder = tmp_path / "none"
+    with (
+        pytest.raises(UsageError, match="does not exist"),
+        Workdir.locked(str(folder), create=False),
+    ):
+        pass
+    assert not folder.exists()
+
+
+def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path):
+    first = Workdir.locked(str(tmp_path))
+    with first, pytest.raises(UsageError, match="in use by another"), Workdir.locked(str(tmp_path)):
+        pass
+    with Workdir.locked(str(tmp_path)):
+        pass
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path):
+    code = (
+        "import sys, time\n"
+        "from dist_train.workdir import Workdir\n"
+        "with Workdir.locked(sys.argv[1]):\n"
+        "    print('locked', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+    ) as process:
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(UsageError, match="in use"), Workdir.locked(str(tmp_path)):
+            pass
+        process.kill()
+        process.wait(timeout=10)
+    with Workdir.locked(str(tmp_path)):
+        pass
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_file_in_its_place_is_an_error(tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    path = tmp_path / "file" / below
+    with (
+        pytest.raises(UsageError, match=r"cannot be written: .*; use another --workdir"),
+        Workdir.locked(str(path)),
+    ):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_an_error():
+    with (
+        pytest.raises(UsageError, match="workdir=/proc/run cannot be written"),
+        Workdir.locked("/proc/run"),
+    ):
+        pass
+
+
+def test_the_same_settings_are_resumed(tmp_path):
+    _written(tmp_path).check_resumable(_TRAJECTORY)
+
+
+def test_a_new_folder_is_resumable(tmp_path):
+    Workdir(tmp_path).check_resumable(_TRAJECTORY)
+
+
+def test_other_settings_are_all_named(tmp_path):
+    other = Config(seed=3, batch_size=32, weight_decay=0.1).trajectory()
+    with pytest.raises(UsageError, match="holds a run with other settings") as caught:
+        _written(tmp_path).check_resumable(other)
+    for part in ("seed=3 (was 0)", "batch_size=32 (was 64)", "weight_decay=0.1 (was None)"):
+        assert part in str(caught.value)
+    assert "model" not in str(caught.value)
+
+
+def test_a_setting_of_a_newer_version_does_not_hinder(tmp_path):
+    _written(tmp_path).check_resumable(_TRAJECTORY | {"new": 1})
+
+
+def test_config_is_whole_with_its_versions(tmp_path):
+    workdir = _written(tmp_path)
+    saved = json.loads(workdir.config.read_text())
+    assert saved == {"config": _TRAJECTORY, "versions": {"python": "3.11"}}
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_failed_write_leaves_the_old_config(tmp_path, monkeypatch):
+    workdir = _written(tmp_path)
+    before = workdir.config.read_text()
+
+    def full(path, text):
+        path.open("w").close()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        workdir.write_config(Config(seed=9).trajectory(), {})
+    assert workdir.config.read_text() == before
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["config", "seed", "model", "x"]), inner)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.binary(max_size=30)
+    | st.sampled_from([b"[" * 100_000, b"9" * 5000, b'{"config": ["seed"]}', b'{"config": "seed"}'])
+    | _JSON.map(lambda value: json.dumps(value).encode())
+    | _JSON.map(lambda value: json.dumps({"config": value}).encode())
+)
+def test_any_config_file_is_compared_or_an_error(tmp_path, raw):
+    workdir = Workdir(tmp_path)
+    workdir.config.write_bytes(raw)
+    try:
+        workdir.check_resumable(_TRAJECTORY)
+    except UsageError as error:
+        message = str(error)
+    else:
+        message = ""
+    if not message:  # then nothing in it contradicts
+        saved = json.loads(raw)["config"]
+        assert all(saved[name] == _TRAJECTORY[name] for name in _TRAJECTORY if name in saved)
+    assert len(message.splitlines()) <= 1
