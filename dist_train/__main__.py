@@ -82,8 +82,10 @@ def run() -> None:
     status = main(argv)
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: with its peers gone TensorFlow's shutdown waits for them, or aborts.
-    os._exit(status)
+    if os.environ.get("TF_CONFIG"):
+        # With its peers gone TensorFlow's orderly shutdown waits for them, or aborts.
+        os._exit(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

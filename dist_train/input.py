@@ -156,6 +156,7 @@ class Input:
             shuffle=shuffle,
             chunk_steps=max(1, min(steps, limit)),
         )
+        self._first_epoch: list[tuple[Chunk, int]] | None = None
         self.data: Any = self._place() if resident else ()
 
     def chunks(self, first: int) -> Iterator[Chunk]:
@@ -164,6 +165,19 @@ class Input:
             lambda context: self._dataset(context, first)
         )
         return iter(dataset)
+
+    def first_epoch(self) -> Iterator[tuple[Chunk, int]]:
+        """(chunk, its steps) of one pass; an evaluation asks for the same one again and again."""
+        if self._first_epoch is not None:
+            yield from self._first_epoch
+            return
+        plan, seen = self.schedule, []
+        for number, chunk in zip(range(plan.chunks_per_epoch), self.chunks(0), strict=False):
+            item = chunk, plan.locate(number * plan.chunk_steps)[2]
+            if self.resident:  # indices alone: small enough to keep
+                seen.append(item)
+            yield item
+        self._first_epoch = seen or None
 
     def _place(self) -> Any:
         """The arrays, once on the device of each replica of this process."""
@@ -185,6 +199,7 @@ class Input:
         local = replicas // context.num_input_pipelines
         begin = context.input_pipeline_id * local
 
+        @tf.autograph.experimental.do_not_convert  # nothing in it needs to be, and it takes time
         def chunk(number: tf.Tensor) -> tuple:
             ids, epoch = self.schedule.share(number // local, begin + number % local, replicas)
             return Chunk(ids, epoch, () if self.resident else self._read(ids))

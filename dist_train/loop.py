@@ -168,6 +168,7 @@ class _Loop:
         train = parts.inputs["train"]
         pace = Pace(config.steps_per_loop)
         call_steps = pace.wish
+        self._pending = parts.pending.numpy()
         results: dict[str, Means] = {}
         chunks, current = None, -1
         saved = time.monotonic()
@@ -186,7 +187,7 @@ class _Loop:
             self._check(step, progress)
             log.advance(progress.steps)
             self._heartbeat.beat(step)
-            parts.pending.assign_add(progress.sums)
+            self._pending += progress.sums
 
             if step % config.log_steps == 0 or step == parts.total_steps:
                 results["train"] = self._log_train(step, progress, pace.take_seconds(), log)
@@ -216,16 +217,12 @@ class _Loop:
             return None
         names = self._parts.program.sum_names
         total = np.zeros(len(names))
-        chunks = inputs.chunks(0)
         with (
             self._together(f"the {kind}"),
             optimizers.averaged_weights(self._strategy, self._parts.model, self._parts.optimizer),
         ):
-            step = 0
-            while step < inputs.schedule.steps_per_epoch:
-                _, _, count = inputs.schedule.locate(step)
-                total += self._parts.evaluation(inputs.data, next(chunks), count)
-                step += count
+            for chunk, steps in inputs.first_epoch():
+                total += self._parts.evaluation(inputs.data, chunk, steps)
         return metrics.means(names, total)
 
     # State.
@@ -255,6 +252,7 @@ class _Loop:
                     f"{variable.path} is not finite after step {step}; the last checkpoint is kept."
                     " Try a smaller --learning_rate, or --clip_norm"
                 )
+        self._parts.pending.assign(self._pending)
         self._checkpoints.save(step)
 
     def _checkpoint_due(self, step: int, within_epoch: int, seconds: float) -> bool:
@@ -373,15 +371,14 @@ class _Loop:
     def _log_train(
         self, step: int, progress: Progress, seconds: float, log: metrics.RunLog
     ) -> Means:
-        names, pending = self._parts.program.sum_names, self._parts.pending
-        sums = pending.numpy()
+        names, sums = self._parts.program.sum_names, self._pending
         values = metrics.means(names, sums)
         log.train(
             self._row(step)
             | {"batch_loss": metrics.means(names, progress.last)["loss"], **values}
             | {"examples_per_second": float(sums[names.index("weight")]) / max(seconds, 1e-9)}
         )
-        pending.assign(np.zeros(len(names)))
+        self._pending = np.zeros(len(names))
         return values
 
     def _row(self, step: int) -> metrics.Row:

@@ -165,6 +165,7 @@ def _join(
     hello = {"greeting": _GREETING, "token": token, "index": cluster.index, "identity": identity}
     host, port = _split(cluster.addresses[0])
     reason: OSError | str = "nothing listens there"
+    turned_away = False
     while (remaining := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection((host, port), timeout=min(remaining, 5.0)) as connection:
@@ -179,10 +180,12 @@ def _join(
                 if "run" in answer:
                     raise RunError(answer["run"])
                 return
-            reason = "it closed the connection (is its token another one?)"
+            turned_away = True
         except OSError as error:
             reason = error
         time.sleep(_RETRY_S)
+    if turned_away:  # tells more than how the last attempt ended
+        reason = "it closed the connection (is its token another one?)"
     raise RunError(
         f"the chief, {cluster.name(0)}, never arrived within {timeout_s:g} s ({reason});"
         " look at its log, or raise --start_timeout_s"

@@ -36,7 +36,7 @@ def _signalled(code: str, *signals: int, ready: str = "ready") -> tuple[int, str
             assert process.stdout.readline() == f"{ready}\n"
             for number in signals:
                 process.send_signal(number)
-                time.sleep(0.2)
+                time.sleep(0.2 if len(signals) > 1 else 0)
             out, err = process.communicate(timeout=20)
         finally:
             process.kill()

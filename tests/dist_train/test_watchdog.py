@@ -64,5 +64,5 @@ def test_a_body_that_fails_is_no_longer_bound():
 
 
 def test_a_bound_of_many_days_does_not_keep_the_process():
-    done = _run("watchdog.bound(1e6, 'late').__enter__()\nprint('end')\n")
+    done = _run("bound = watchdog.bound(1e6, 'late')\nbound.__enter__()\nprint('end')\n")
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
