@@ -74,6 +74,8 @@ def run() -> None:
     except flags.Error as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(UsageError.exit_status)
+    except SystemExit:  # --help was answered; absl's status for it is 1
+        sys.exit(0)
     logging.use_absl_handler()
     logging.get_absl_handler().setFormatter(_Formatter())
     logging.get_absl_handler().addFilter(_is_ours)

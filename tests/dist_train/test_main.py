@@ -59,6 +59,7 @@ def test_what_is_wrong_before_tensorflow_starts_ends_at_once(tmp_path, arguments
 
 def test_help_lists_the_flags(tmp_path):
     done = command("--help", cwd=tmp_path)
+    assert done.returncode == 0
     assert "--batch_size" in done.stdout
     assert "--stall_timeout_s" in done.stdout
 
