@@ -23,6 +23,7 @@ from dist_train.errors import RunError, Stopped, UsageError
 from dist_train.examples import digest
 from dist_train.heartbeat import Heartbeat
 from dist_train.pace import Pace
+from dist_train.profiling import Profile
 from dist_train.step import Progress
 from dist_train.stopping import StopRequest
 from dist_train.workdir import Workdir
@@ -169,6 +170,8 @@ class _Loop:
         pace = Pace(config.steps_per_loop)
         call_steps = pace.wish
         self._pending = parts.pending.numpy()
+        folder = None if self._workdir is None else self._workdir.tensorboard
+        self._profile = Profile(config.profile_range, folder)
         results: dict[str, Means] = {}
         chunks, current = None, -1
         saved = time.monotonic()
@@ -179,6 +182,7 @@ class _Loop:
                 chunks = chunks or train.chunks(number)
                 chunk, current = next(chunks), number
             count = min(left, self._steps_to_boundary(step), call_steps)
+            self._profile.reach(step)
             with self._together(f"steps {step + 1} to {step + count}"), pace.call():
                 progress = parts.train_loop(train.data, chunk, begin, begin + count, pace.wish)
             pace.done(progress.steps)
@@ -208,6 +212,7 @@ class _Loop:
             if stop:
                 self._leave()
                 raise Stopped(self._stop_message(step))
+        self._profile.close()
         return results
 
     def _evaluate(self, kind: str) -> Means | None:
@@ -268,7 +273,10 @@ class _Loop:
         periods = [self._config.log_steps, self._parts.inputs["train"].schedule.steps_per_epoch]
         if self._config.checkpoint_steps is not None:
             periods.append(self._config.checkpoint_steps)
-        return min(period - step % period for period in periods)
+        distances = [period - step % period for period in periods]
+        if (distance := self._profile.steps_to_boundary(step)) is not None:
+            distances.append(distance)
+        return min(distances)
 
     def _export(self) -> None:
         if self._workdir is None:

@@ -303,3 +303,13 @@ def test_two_runs_on_one_workdir_are_refused(workdir):
         pytest.raises(dist_train.UsageError, match="in use by another run"),
     ):
         train(workdir)
+
+
+def test_the_steps_asked_for_are_profiled(workdir):
+    train(workdir, profile_steps="3,5")
+    assert list((Path(workdir) / "tensorboard").glob("plugins/profile/*/*.xplane.pb"))
+
+
+def test_a_bar_shows_the_steps_where_it_is_asked_for(workdir, capfd):
+    train(workdir, progress="true")
+    assert "/10 [" in capfd.readouterr().err

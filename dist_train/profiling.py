@@ -1,0 +1,40 @@
+"""Profiling: some steps of a run under TensorFlow's profiler, for TensorBoard's Profile tab."""
+
+from pathlib import Path
+
+import tensorflow as tf
+
+
+class Profile:
+    """Profiles the steps after `first` up to `last`.
+
+    Args:
+      steps: (first, last), or None: nothing is profiled.
+      folder: where TensorBoard looks.
+    """
+
+    def __init__(self, steps: tuple[int, int] | None, folder: Path | None):
+        self._bounds = steps if steps is not None and folder is not None else ()
+        self._folder = folder
+        self._running = False
+
+    def steps_to_boundary(self, step: int) -> int | None:
+        """Steps until it must be told again where the run is; None: never."""
+        return min((bound - step for bound in self._bounds if bound > step), default=None)
+
+    def reach(self, step: int) -> None:
+        """To be called between two calls of the loop, at each boundary at least."""
+        if not self._bounds:
+            return
+        first, last = self._bounds
+        if not self._running and first <= step < last:
+            tf.profiler.experimental.start(str(self._folder))
+            self._running = True
+        elif self._running and step >= last:
+            self.close()
+
+    def close(self) -> None:
+        """Writes what was gathered."""
+        if self._running:
+            self._running = False
+            tf.profiler.experimental.stop()
