@@ -58,8 +58,6 @@ class Parts:
             gpu=_on_gpu(),
             replicas=self._replicas,
             strings=_has_strings(task.train),
-            local_replicas=local_replicas,
-            augmented=_is_augmented(task),
         )
         self.program = Program(
             model=self.model,
@@ -163,23 +161,6 @@ def _on_gpu() -> bool:
 def _has_strings(source: Source) -> bool:
     example = tf.nest.flatten(source[np.zeros(1, np.int64)])
     return any(np.asarray(array).dtype.kind in "SUO" for array in example)
-
-
-def _is_augmented(task: Task) -> bool:
-    """Whether the task's preprocessing makes anything of its seed."""
-    preprocess = task.preprocess
-    if preprocess is None:
-        return False
-    x, y = tf.nest.map_structure(tf.constant, task.train[np.zeros(1, np.int64)])
-    used = []
-
-    @tf.function
-    def trace(seed: tf.Tensor) -> None:
-        preprocess(x, y, seed)
-        used.extend(seed.consumers())
-
-    trace.get_concrete_function(tf.TensorSpec([1, 2], tf.int32))
-    return bool(used)
 
 
 def load_weights(model: keras.Model, path: str) -> None:
