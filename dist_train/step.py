@@ -93,8 +93,8 @@ class TrainLoop:
             # A loop of strategy.run: a collective cannot be inside a program of XLA's, so only
             # the forward and backward pass are.
             if jit_compile:
-                self._gradients = tf.function(  # type: ignore[method-assign]
-                    self._gradients, jit_compile=True, autograph=False
+                self._vector = tf.function(  # type: ignore[method-assign]
+                    self._vector, jit_compile=True, autograph=False
                 )
             self._run = tf.function(self._loop(self._distributed_step), autograph=False)
 
@@ -165,18 +165,30 @@ class TrainLoop:
         else:
             # Gathered out here: XLA would copy all resident examples at each call from outside.
             examples = tf.nest.map_structure(lambda array: tf.gather(array, rows), examples)
-            local = self._gradients(examples, tf.range(ids.shape[0]), ids, chunk.epoch)
+            rows = tf.range(ids.shape[0])
             replica = tf.distribute.get_replica_context()
             proposal = tf.where(replica.replica_id_in_sync_group == 0, next_steps, 0.0)
-            hashed = self._weight_hash()
-            signals = tf.stack(
-                [proposal, self._stop_requested.read_value(), hashed, hashed * hashed]
-            )
+            stop = self._stop_requested.read_value()
+            local = self._vector(examples, rows, ids, chunk.epoch, proposal, stop)
             # all_reduce of a bare result fails ("destinations can not be empty").
-            flat = replica.all_reduce(SUM, tf.identity(tf.concat([local, signals], 0)))
-        parts = tf.split(flat, [*self._sizes, self._tail])
-        self._apply(parts[:-1], parts[-1])
-        return parts[-1]
+            flat = replica.all_reduce(SUM, tf.identity(local))
+        gradients, tail = tf.split(flat, [sum(self._sizes), self._tail])
+        self._apply(gradients, tail)
+        return tail
+
+    def _vector(
+        self,
+        examples: Any,
+        rows: tf.Tensor,
+        ids: tf.Tensor,
+        epoch: tf.Tensor,
+        proposal: tf.Tensor,
+        stop: tf.Tensor,
+    ) -> tf.Tensor:
+        """All that this replica gives to the sum."""
+        hashed = self._weight_hash()
+        signals = tf.stack([proposal, stop, hashed, hashed * hashed])
+        return tf.concat([self._gradients(examples, rows, ids, epoch), signals], 0)
 
     def _gradients(
         self, examples: Any, rows: tf.Tensor, ids: tf.Tensor, epoch: tf.Tensor
@@ -213,19 +225,20 @@ class TrainLoop:
         flat = [tf.reshape(tf.cast(g, tf.float32), [-1]) for g in gradients]
         return tf.concat([*flat, sums], 0)
 
-    def _apply(self, parts: list[tf.Tensor], tail: tf.Tensor) -> None:
+    def _apply(self, flat: tf.Tensor, tail: tf.Tensor) -> None:
         """The optimizer's update of this replica's weights, from the reduced gradients."""
         divisor = tail[1]
         if self._loss_scale is not None:
             divisor *= self._loss_scale.scale
+        parts = tf.split(flat / divisor, self._sizes)
         gradients = [
-            tf.cast(tf.reshape(part / divisor, variable.shape), variable.dtype)
+            tf.cast(tf.reshape(part, variable.shape), variable.dtype)
             for part, variable in zip(parts, self._variables, strict=True)
         ]
         if self._loss_scale is None:
             self._optimizer.apply(gradients, self._variables)
             return
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(part)) for part in parts])
+        finite = tf.reduce_all(tf.math.is_finite(flat))
         tf.cond(
             finite,
             lambda: self._optimizer.apply(gradients, self._variables),
