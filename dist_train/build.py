@@ -51,6 +51,7 @@ class Parts:
             batch_size=config.batch_size,
             examples=schedule.examples,
             replicas=self._replicas,
+            parts=config.gradient_accumulation,
         )
         self._jit, self._jit_reason = layers.choose_jit(
             config.jit_compile,

@@ -237,11 +237,14 @@ class Config:
 
     def trajectory(self) -> dict[str, Any]:
         """The settings that decide the sequence of batches, losses and weights."""
-        return {
+        settings = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
             if field.metadata["trajectory"]
         }
+        if self.lr_schedule != "constant":  # it is stretched over the whole run
+            settings["epochs"] = self.epochs
+        return settings
 
 
 def _converted(field: dataclasses.Field, value: Any) -> Any:

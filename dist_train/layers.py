@@ -57,7 +57,7 @@ def choose_jit(
 
 
 def check_batch_statistics(
-    model: keras.Model, *, batch_size: int, examples: int, replicas: int
+    model: keras.Model, *, batch_size: int, examples: int, replicas: int, parts: int = 1
 ) -> None:
     """Refuses what would let padding, or the number of replicas, change batch statistics.
 
@@ -70,6 +70,11 @@ def check_batch_statistics(
     ]
     if not layers:
         return
+    if parts > 1:
+        raise UsageError(
+            f"{layers[0].name} normalizes over the batch, and would over each of"
+            f" {parts} parts alone; use --gradient_accumulation=1"
+        )
     if batch_size % replicas or examples % batch_size:
         fitting = [
             size

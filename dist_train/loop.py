@@ -26,6 +26,7 @@ from dist_train.pace import Pace
 from dist_train.profiling import Profile
 from dist_train.step import Progress
 from dist_train.stopping import StopRequest
+from dist_train.timetable import Timetable
 from dist_train.workdir import Workdir
 from dist_train.workers import Workers
 
@@ -167,11 +168,19 @@ class _Loop:
         """All steps from `step` to the last; the last means of each kind."""
         config, parts = self._config, self._parts
         train = parts.inputs["train"]
+        times = Timetable(
+            steps_per_epoch=train.schedule.steps_per_epoch,
+            total_steps=parts.total_steps,
+            log_steps=config.log_steps,
+            eval_epochs=config.eval_epochs,
+            checkpoint_steps=config.checkpoint_steps,
+            checkpoint_secs=config.checkpoint_secs,
+        )
         pace = Pace(config.steps_per_loop)
         call_steps = pace.wish
         self._pending = parts.pending.numpy()
         folder = None if self._workdir is None else self._workdir.tensorboard
-        self._profile = Profile(config.profile_range, folder)
+        profile = Profile(config.profile_range, folder)
         results: dict[str, Means] = {}
         chunks, current = None, -1
         saved = time.monotonic()
@@ -181,8 +190,8 @@ class _Loop:
             if number != current:
                 chunks = chunks or train.chunks(number)
                 chunk, current = next(chunks), number
-            count = min(left, self._steps_to_boundary(step), call_steps)
-            self._profile.reach(step)
+            profile.reach(step)
+            count = min(left, times.steps_to_next(step), call_steps, profile.steps_to_next(step))
             with self._together(f"steps {step + 1} to {step + count}"), pace.call():
                 progress = parts.train_loop(train.data, chunk, begin, begin + count, pace.wish)
             pace.done(progress.steps)
@@ -193,26 +202,20 @@ class _Loop:
             self._heartbeat.beat(step)
             self._pending += progress.sums
 
-            if step % config.log_steps == 0 or step == parts.total_steps:
+            if times.logs(step):
                 results["train"] = self._log_train(step, progress, pace.take_seconds(), log)
-            epoch, within = divmod(step, train.schedule.steps_per_epoch)
-            if (
-                within == 0
-                and config.eval_epochs
-                and epoch % config.eval_epochs == 0
-                and (values := self._evaluate("validation")) is not None
-            ):
+            if times.validates(step) and (values := self._evaluate("validation")) is not None:
                 results["validation"] = values
                 log.evaluation("validation", self._row(step) | values)
             stop = self._must_stop(progress) and step < parts.total_steps
-            if stop or self._checkpoint_due(step, within, time.monotonic() - saved):
+            if stop or times.saves(step, time.monotonic() - saved):
                 log.sync()
                 self._save(step)
                 saved = time.monotonic()
             if stop:
                 self._leave()
                 raise Stopped(self._stop_message(step))
-        self._profile.close()
+        profile.close()
         return results
 
     def _evaluate(self, kind: str) -> Means | None:
@@ -228,6 +231,7 @@ class _Loop:
         ):
             for chunk, steps in inputs.first_epoch():
                 total += self._parts.evaluation(inputs.data, chunk, steps)
+                self._heartbeat.beat()
         return metrics.means(names, total)
 
     # State.
@@ -259,24 +263,6 @@ class _Loop:
                 )
         self._parts.pending.assign(self._pending)
         self._checkpoints.save(step)
-
-    def _checkpoint_due(self, step: int, within_epoch: int, seconds: float) -> bool:
-        config = self._config
-        if config.checkpoint_secs is not None and seconds >= config.checkpoint_secs:
-            return True
-        if config.checkpoint_steps is not None:
-            return step % config.checkpoint_steps == 0 or step == self._parts.total_steps
-        return within_epoch == 0
-
-    def _steps_to_boundary(self, step: int) -> int:
-        """Steps until something must be done between two of them."""
-        periods = [self._config.log_steps, self._parts.inputs["train"].schedule.steps_per_epoch]
-        if self._config.checkpoint_steps is not None:
-            periods.append(self._config.checkpoint_steps)
-        distances = [period - step % period for period in periods]
-        if (distance := self._profile.steps_to_boundary(step)) is not None:
-            distances.append(distance)
-        return min(distances)
 
     def _export(self) -> None:
         if self._workdir is None:

@@ -1,5 +1,6 @@
 """Profiling: some steps of a run under TensorFlow's profiler, for TensorBoard's Profile tab."""
 
+import sys
 from pathlib import Path
 
 import tensorflow as tf
@@ -18,9 +19,9 @@ class Profile:
         self._folder = folder
         self._running = False
 
-    def steps_to_boundary(self, step: int) -> int | None:
-        """Steps until it must be told again where the run is; None: never."""
-        return min((bound - step for bound in self._bounds if bound > step), default=None)
+    def steps_to_next(self, step: int) -> int:
+        """Steps until `reach` must be called again; many, if never."""
+        return min((bound - step for bound in self._bounds if bound > step), default=sys.maxsize)
 
     def reach(self, step: int) -> None:
         """To be called between two calls of the loop, at each boundary at least."""

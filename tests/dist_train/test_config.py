@@ -151,3 +151,9 @@ def test_bounds_hold_for_flags_and_settings_alike(name):
             parsed(f"--{name}={bound + beyond}")
         with pytest.raises(UsageError):
             Config(**{name: bound + beyond})
+
+
+def test_a_schedule_that_ends_with_the_run_makes_its_length_part_of_the_trajectory():
+    assert Config(epochs=3).trajectory() == Config(epochs=4).trajectory()
+    cosine = [Config(lr_schedule="cosine", epochs=epochs).trajectory() for epochs in (3, 4)]
+    assert cosine[0] != cosine[1]

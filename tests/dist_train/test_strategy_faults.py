@@ -187,6 +187,11 @@ def test_batch_statistics_of_a_padded_batch_are_refused(workdir):
         )
 
 
+def test_batch_statistics_of_parts_of_a_batch_are_refused(workdir):
+    with pytest.raises(dist_train.UsageError, match="--gradient_accumulation=1"):
+        train(workdir, {}, batch_norm_task(8, False), gradient_accumulation=2)
+
+
 def test_batch_statistics_of_each_replica_alone_are_refused(workdir):
     with pytest.raises(dist_train.UsageError, match="synchronized=True"):
         train(workdir, TWO, batch_norm_task(8, False))
