@@ -1,0 +1,144 @@
+"""The flags of `dist-launch`."""
+
+import re
+
+from absl import flags
+
+# Flags of our own: dist_train has some of the same names, and a test may import both.
+FLAGS = flags.FlagValues()
+FLAGS.set_gnu_getopt(False)  # what follows the command's name belongs to the command
+
+HELP = flags.DEFINE_bool("help", False, "Show this help.", flag_values=FLAGS)
+BACKEND = flags.DEFINE_string(
+    "backend", "local", "Where the workers run: local is this machine.", flag_values=FLAGS
+)
+WORKERS = flags.DEFINE_string(
+    "workers",
+    "2",
+    "Worker processes in all. MIN:MAX starts MAX, and restarts without a place whose worker fails"
+    " first twice without progress, down to MIN; see --max_restarts.",
+    flag_values=FLAGS,
+)
+EVALUATOR = flags.DEFINE_bool(
+    "evaluator",
+    False,
+    "Start one more process, with the task type `evaluator`, outside of the cluster. It may fail"
+    " without stopping the workers, and has --stall_timeout_s to end after them.",
+    flag_values=FLAGS,
+)
+MAX_RESTARTS = flags.DEFINE_integer(
+    "max_restarts",
+    0,
+    "How often the group is restarted after a failure; a minute that got further than before resets"
+    " the count. Being stopped on request (75, 143) and losing a port to somebody do not count.",
+    lower_bound=0,
+    flag_values=FLAGS,
+)
+CPU_BIND = flags.DEFINE_enum(
+    "cpu_bind",
+    "auto",
+    ["auto", "none"],
+    "auto: each worker is bound to its own cores, of one NUMA node where that is possible, unless"
+    " there are more workers than CPUs; none: no worker is bound.",
+    flag_values=FLAGS,
+)
+THREADS = flags.DEFINE_string(
+    "threads",
+    "auto",
+    "Intra-op threads of each worker; auto: as many as it has CPUs, unless the environment already"
+    " says (OMP_NUM_THREADS, TF_NUM_INTRAOP_THREADS).",
+    flag_values=FLAGS,
+)
+GPUS_PER_WORKER = flags.DEFINE_string(
+    "gpus_per_worker",
+    "auto",
+    "Visible GPUs of each worker, out of CUDA_VISIBLE_DEVICES where it is set; 0: none; auto: an"
+    " equal share of all.",
+    flag_values=FLAGS,
+)
+START_TIMEOUT_S = flags.DEFINE_float(
+    "start_timeout_s",
+    120.0,
+    "Seconds that a worker has for its first heartbeat from the first one of its peers on.",
+    lower_bound=0.1,
+    flag_values=FLAGS,
+)
+STALL_TIMEOUT_S = flags.DEFINE_float(
+    "stall_timeout_s",
+    600.0,
+    "Seconds without a heartbeat after which a worker that has written one counts as stalled: the"
+    " workers' stacks are shown and the group is stopped as failed.",
+    lower_bound=0.1,
+    flag_values=FLAGS,
+)
+GRACE_PERIOD_S = flags.DEFINE_float(
+    "grace_period_s",
+    30.0,
+    "Seconds that workers have to save and leave after SIGTERM, before SIGKILL.",
+    lower_bound=0.0,
+    flag_values=FLAGS,
+)
+LOG_DIR = flags.DEFINE_string(
+    "log_dir",
+    None,
+    "Folder for one file per worker with its raw output, appended to. Default: logs/ in the folder"
+    " that the command's own --workdir names; none if it has no --workdir.",
+    flag_values=FLAGS,
+)
+TEE = flags.DEFINE_string(
+    "tee",
+    "all",
+    "Whose output is shown: all, none, or worker numbers such as 0,2; `evaluator` is a name too.",
+    flag_values=FLAGS,
+)
+QUIET = flags.DEFINE_bool(
+    "quiet", False, "Show the launcher's own lines only: --tee=none.", flag_values=FLAGS
+)
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "Print a line per worker that does the same when pasted into a shell, and start nothing.",
+    flag_values=FLAGS,
+)
+
+flags.register_validator(
+    "backend",
+    lambda value: value == "local",
+    "is not available yet: use local",
+    flag_values=FLAGS,
+)
+flags.register_validator(
+    "workers",
+    lambda value: parse_workers(value) != (0, 0),
+    "must be a positive number, or MIN:MAX with 1 <= MIN <= MAX",
+    flag_values=FLAGS,
+)
+flags.register_validator(
+    "threads",
+    lambda value: value == "auto" or (value.isdecimal() and int(value) > 0),
+    "must be auto or a positive number",
+    flag_values=FLAGS,
+)
+flags.register_validator(
+    "gpus_per_worker",
+    lambda value: value == "auto" or value.isdecimal(),
+    "must be auto, 0 or a positive number",
+    flag_values=FLAGS,
+)
+flags.register_validator(
+    "tee",
+    lambda value: (
+        value in ("all", "none") or re.fullmatch(r"(\d+|evaluator)(,(\d+|evaluator))*", value)
+    ),
+    "must be all, none, or worker numbers separated by commas",
+    flag_values=FLAGS,
+)
+
+
+def parse_workers(text: str) -> tuple[int, int]:
+    """`4` -> (4, 4), `2:4` -> (2, 4), all else -> (0, 0)."""
+    least, colon, most = text.partition(":")
+    most = most if colon else least
+    if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
+        return 0, 0
+    return int(least), int(most)
