@@ -1,5 +1,7 @@
 """Build: from a task and the settings to the parts that a run needs, in the strategy's scope."""
 
+import zlib
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -22,8 +24,10 @@ class Parts:
       total_steps: of the whole run.
       model, optimizer, program: as they are named.
       train_loop, evaluation: see `step`.
+      step: [] int64, of the last checkpoint.
       pending: [sums] float64, the sums since the last line of the log. They are state too: a
         resumed run logs the same means.
+      best: [2] float64, the best value of --best_metric and its step; not a number before.
       variables: all state, for a broadcast.
     """
 
@@ -31,6 +35,7 @@ class Parts:
         self, task: Task, config: Config, strategy: tf.distribute.Strategy, *, local_replicas: int
     ):
         self._config = config
+        self._strategy = strategy
         self._replicas = strategy.num_replicas_in_sync
         self._make_inputs(task, strategy, local_replicas)
         schedule = self.inputs["train"].schedule
@@ -73,12 +78,20 @@ class Parts:
             self.program,
             self.optimizer,
             loss_scale=self._loss_scale,
+            skip_not_finite=config.on_nan == "skip",
             jit_compile=self._jit,
         )
         self.evaluation = make_evaluation(strategy, self.program)
         with tf.device("CPU:0"):
             zeros = np.zeros(len(self.program.sum_names))
             self.pending = tf.Variable(zeros, trainable=False, name="pending")
+            self.step = tf.Variable(np.int64(0), trainable=False, name="step")
+            self.best = tf.Variable(np.full(2, np.nan), trainable=False, name="best")
+        names = [name for name in self.program.sum_names if name != "weight"]
+        if config.best_metric not in names:
+            raise UsageError(
+                f"best_metric={config.best_metric!r} is not one of this task's: {', '.join(names)}"
+            )
 
     def _make_inputs(
         self, task: Task, strategy: tf.distribute.Strategy, local_replicas: int
@@ -120,12 +133,16 @@ class Parts:
             *self.model.variables,
             *self.optimizer.variables,
             *self._scale_variables.values(),
-            self.pending,
+            *self._bookkeeping.values(),
         ]
 
     @property
     def _scale_variables(self) -> dict[str, tf.Variable]:
         return {} if self._loss_scale is None else self._loss_scale.variables
+
+    @property
+    def _bookkeeping(self) -> dict[str, tf.Variable]:
+        return {"step": self.step, "pending": self.pending, "best": self.best}
 
     def checkpoint(self) -> tf.train.Checkpoint:
         """All state, as an object that TensorFlow can write and read."""
@@ -133,10 +150,16 @@ class Parts:
         return tf.train.Checkpoint(
             model=self.model,
             optimizer=self.optimizer,
-            pending=self.pending,
+            **self._bookkeeping,
             **{f"seed_{number}": seed for number, seed in enumerate(seeds)},
             **self._scale_variables,
         )
+
+    def weight_digests(self) -> list[int]:
+        """A number of 32 bits for the weights of each replica of this process."""
+        local = self._strategy.experimental_local_results
+        copies = zip(*(local(v.value) for v in self.model.trainable_variables), strict=True)
+        return [zlib.crc32(b"".join(np.asarray(w).tobytes() for w in copy)) for copy in copies]
 
     def describe(self) -> list[str]:
         """Lines for the start of a log: batch arithmetic, model, input, compilation."""

@@ -1,118 +1,256 @@
-"""Checkpoints: the whole state of a run, written whole or not at all, verified when read.
+"""Checkpoints: the whole state of a run, written while it goes on, verified when read.
 
-Each is a folder `step-00000782/` in TensorFlow's object-based format (a CRC per tensor), written
-under another name, synced to the disk and then renamed: a reader or a crash sees all of it or
-nothing. Only the chief writes and reads; the other workers get the state from it, so no shared
-filesystem is needed.
+Each is an entry `step-00000782` of a storage, in TensorFlow's object-based format (a CRC per
+tensor); a reader or a crash sees all of it or nothing. The best one by validation is kept beside
+them as `best-00000391`. Only the chief writes and reads; the other workers get the state from it,
+so no shared filesystem is needed.
 """
 
-import contextlib
-import os
 import re
 import shutil
-from pathlib import Path
+import threading
+from collections.abc import Callable
 
+import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
+from tensorflow.python.util.object_identity import ObjectIdentityDictionary
 
 from dist_train.errors import RunError, UsageError
+from dist_train.storage import FILE, Storage
 
-_NAME = re.compile(r"step-(\d{8,})")
-_FILE = "state"
+_STEP = re.compile(r"step-(\d{8,})")
+_BEST = re.compile(r"best-(\d{8,})")
+BEST = "best"
+
+
+class NotFinite(RunError):
+    """A weight is not finite: such a state is no checkpoint."""
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-      folder: where they are; made at the first save.
-      state: what they hold.
+      storage: where they are.
+      make_state: returns what they hold; each call a new object over the same variables.
       keep: how many of the newest are kept.
+      before: called before a checkpoint appears, in the thread that writes it: what has to be
+        durable by then.
+      pins: the newest checkpoint of a step for which it is true is kept, however old.
     """
 
-    def __init__(self, folder: Path, state: tf.train.Checkpoint, *, keep: int):
-        self._folder = folder
-        self._state = state
+    def __init__(
+        self,
+        storage: Storage,
+        make_state: Callable[[], tf.train.Checkpoint],
+        *,
+        keep: int,
+        before: Callable[[], None] = lambda: None,
+        pins: Callable[[int], bool] = lambda step: False,
+    ):
+        self._storage = storage
+        self._state = make_state()
+        self._make_state = make_state
         self._keep = keep
+        self._before = before
+        self._pins = pins
         self._damaged: set[int] = set()  # steps that `restore` has skipped
+        self._copy: _Copy | None = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints that are there, rising."""
-        if not self._folder.is_dir():
-            return []
-        found = (_NAME.fullmatch(entry.name) for entry in self._folder.iterdir())
-        return sorted(int(match[1]) for match in found if match)
+        """The steps of the checkpoints that are there, rising; the best one is not counted."""
+        return _numbers(_STEP, self._storage.names())
 
-    def path(self, step: int) -> Path:
-        """The folder of one checkpoint."""
-        return self._folder / f"step-{step:08d}"
+    def save(self, step: int, *, best: bool = False) -> None:
+        """Begins to write the state, as it is now, as the checkpoint of `step`.
 
-    def save(self, step: int) -> None:
-        """Writes the state as the checkpoint of `step`; a whole one that is there is kept.
+        Waits for the one before, if need be; a whole one that is there is kept.
+
+        Args:
+          best: whether it becomes the best one too.
 
         Raises:
-          RunError: it could not be written; the earlier ones are intact.
+          RunError: the one before could not be written; the earlier ones are intact.
         """
-        target = self.path(step)
-        if target.exists() and step not in self._damaged:
-            return
-        partial = target.with_name(f"partial-{step:08d}")
-        try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            self._state.write(str(partial / _FILE))
-            for path in [*partial.iterdir(), partial]:
-                _sync(path)
-            for damaged in self._damaged:  # they would count as the newest
-                shutil.rmtree(self.path(damaged), ignore_errors=True)
-            self._damaged.clear()
-            partial.rename(target)
-            _sync(self._folder)
-        except (OSError, tf.errors.OpError) as error:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(partial)
-            message = str(getattr(error, "message", error)).splitlines()[0]
-            raise RunError(
-                f"the checkpoint of step {step} could not be written to {self._folder} ({message});"
-                " the earlier ones are intact"
-            ) from error
-        for old in self.steps()[: -self._keep]:
-            shutil.rmtree(self.path(old), ignore_errors=True)
+        self.wait()
+        if self._copy is None:
+            self._copy = _Copy(self._make_state())
+        self._copy.take()
+        self._thread = threading.Thread(
+            target=self._write_or_note, args=(step, best), name="checkpoint", daemon=True
+        )
+        self._thread.start()
 
-    def restore(self) -> int | None:
-        """Restores the newest checkpoint that is whole; its step, or None if there is none at all.
+    def wait(self) -> None:
+        """Returns when what `save` began is done; raises as it does."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raises what a save in the background has failed with, without waiting for it."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def restore(self, name: str | None = None) -> int | None:
+        """Restores the newest checkpoint that is whole, or the one of a name.
+
+        Args:
+          name: a step, 'best', or the path of a checkpoint anywhere; None: the newest.
+
+        Returns:
+          Its step, or None if there is none at all.
 
         Raises:
           RunError: there are checkpoints, but all are damaged.
-          UsageError: the newest is of another model or optimizer.
+          UsageError: it is of another model or optimizer, or there is none of that name.
         """
+        if name is not None:
+            prefix = self._find(name)
+            if (damage := self._read(prefix)) is not None:
+                raise RunError(f"checkpoint {prefix} is damaged: {damage}")
+            match = re.search(r"(?:step|best)-(\d{8,})", prefix.removesuffix(FILE))
+            return int(match[1]) if match else 0
         steps = self.steps()
         for step in reversed(steps):
-            try:
-                # A ValueError is a weight of another shape: not damage, and not to be skipped.
-                status = self._state.read(str(self.path(step) / _FILE))
-                status.assert_existing_objects_matched().assert_consumed()
-            except (AssertionError, ValueError) as error:
-                raise UsageError(
-                    f"{self.path(step)} is of another model or optimizer; use a new --workdir"
-                ) from error
-            except (tf.errors.OpError, OSError, IndexError) as error:  # IndexError: a short file
-                message = str(getattr(error, "message", error)).splitlines()[0]
-                logging.warning("checkpoint %s is damaged, skipped: %s", self.path(step), message)
-                self._damaged.add(step)
-                continue
-            return step
+            prefix = self._storage.prefix(_name(step))
+            damage = self._read(prefix)
+            if damage is None:
+                return step
+            logging.warning("checkpoint %s is damaged, skipped: %s", _folder(prefix), damage)
+            self._damaged.add(step)
         if steps:
             raise RunError(
-                f"all {len(steps)} checkpoints in {self._folder} are damaged; move the folder away"
+                f"all {len(steps)} checkpoints in {self._storage} are damaged; move the folder away"
                 " to start again from the beginning"
             )
         return None
 
+    def _read(self, prefix: str) -> str | None:
+        """Restores from a path; what is damaged, or None."""
+        try:
+            # A ValueError is a weight of another shape: not damage, and not to be skipped.
+            status = self._state.read(prefix)
+            status.assert_existing_objects_matched().assert_consumed()
+        except (AssertionError, ValueError) as error:
+            raise UsageError(
+                f"{_folder(prefix)} is of another model or optimizer; use a new --workdir"
+            ) from error
+        except (tf.errors.OpError, OSError, IndexError) as error:  # IndexError: a short file
+            return str(getattr(error, "message", error)).splitlines()[0]
+        return None
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _find(self, name: str) -> str:
+        entries = self._storage.names()
+        if name == BEST and (found := _numbers(_BEST, entries)):
+            return self._storage.prefix(_name(found[-1], BEST))
+        if name.isdecimal() and _name(int(name)) in entries:
+            return self._storage.prefix(_name(int(name)))
+        path = name.rstrip("/").removesuffix(f"/{FILE}")
+        if tf.io.gfile.exists(f"{path}/{FILE}.index"):
+            return f"{path}/{FILE}"
+        have = [*map(str, self.steps()), *([BEST] if _numbers(_BEST, entries) else [])]
+        raise UsageError(
+            f"checkpoint={name!r} is neither one of those in {self._storage}"
+            f" ({', '.join(have) or 'none'}) nor the folder of another"
+        )
+
+    # In the thread that writes.
+
+    def _write_or_note(self, step: int, best: bool) -> None:
+        try:
+            self._write(step, best)
+        except (OSError, tf.errors.OpError) as error:
+            message = str(getattr(error, "message", error)).splitlines()[0]
+            self._error = RunError(
+                f"the checkpoint of step {step} could not be written to {self._storage}"
+                f" ({message}); the earlier ones are intact"
+            )
+            self._error.__cause__ = error
+        except BaseException as error:
+            self._error = error
+
+    def _write(self, step: int, best: bool) -> None:
+        assert self._copy is not None
+        name = _name(step)
+        if (path := self._copy.not_finite()) is not None:
+            raise NotFinite(
+                f"{path} is not finite after step {step}; the last checkpoint is kept."
+                " Try a smaller --learning_rate, or --clip_norm"
+            )
+        self._before()
+        if step in self._damaged or name not in self._storage.names():
+            partial = self._storage.partial(name)
+            try:
+                self._copy.write(str(partial / FILE))
+                self._storage.publish(name)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
+                raise
+        for damaged in self._damaged - {step}:  # they would count as the newest
+            self._storage.remove(_name(damaged))
+        self._damaged.clear()
+        if best:
+            self._storage.duplicate(name, _name(step, BEST))
+            for old in _numbers(_BEST, self._storage.names()):
+                if old != step:
+                    self._storage.remove(_name(old, BEST))
+        steps = self.steps()
+        pinned = max(filter(self._pins, steps), default=None)
+        for old in steps[: -self._keep]:
+            if old != pinned:
+                self._storage.remove(_name(old))
+
+
+class _Copy:
+    """A copy of the state on the CPU, which a thread can write while the training goes on.
+
+    What `CheckpointOptions(experimental_enable_async_checkpoint=True)` does, without its thread
+    and its copies, which live until the process ends.
+    """
+
+    def __init__(self, state: tf.train.Checkpoint):
+        self._state = state
+        self._copies = ObjectIdentityDictionary()
+        state._saver._object_map = self._copies
+        self._variables = [
+            trackable
+            for trackable in tf.train.TrackableView(state).descendants()
+            if isinstance(trackable, tf.Variable | keras.Variable)
+        ]
+
+    def take(self) -> None:
+        """Copies the state as it is now."""
+        for variable in self._variables:
+            variable._copy_trackable_to_cpu(object_map=self._copies)
+
+    def write(self, prefix: str) -> None:
+        """Writes the copy in the format of tf.train.Checkpoint."""
+        self._state.write(prefix)
+
+    def not_finite(self) -> str | None:
+        """The path of a weight of the copy that is not finite, or None."""
+        for variable in self._variables:
+            if isinstance(variable, keras.Variable) and variable.trainable:
+                value = self._copies[variable].numpy()
+                if not np.all(np.isfinite(value.astype(np.float32, copy=False))):
+                    return str(variable.path)
+        return None
+
+
+def _name(step: int, kind: str = "step") -> str:
+    return f"{kind}-{step:08d}"
+
+
+def _numbers(pattern: re.Pattern, names: list[str]) -> list[int]:
+    return sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)
+
+
+def _folder(prefix: str) -> str:
+    return prefix.removesuffix(f"/{FILE}")

@@ -19,7 +19,7 @@ from dist_train.errors import UsageError
 # Paths and habits of one machine: they may differ between the workers of a run.
 _PER_WORKER = {
     "workdir", "data_dir", "input", "progress", "initial_weights",
-    "start_timeout_s", "stall_timeout_s",
+    "start_timeout_s", "stall_timeout_s", "grace_period_s", "checkpoint",
 }  # fmt: skip
 _MAX_FLOAT = 2**1023
 _MAX_TIMEOUT_S = 1e6  # sockets take no more than 2^31 ms
@@ -163,7 +163,22 @@ class Config:
     checkpoint_secs: float | None = _setting(
         None, "Seconds between two checkpoints, besides those at steps. Default: none.", lower=0.0
     )
-    keep_checkpoints: int = _setting(3, "Newest checkpoints that are kept.", lower=1)
+    keep_checkpoints: int = _setting(
+        3, "Newest checkpoints that are kept, besides the best by validation.", lower=1
+    )
+    best_metric: str = _setting(
+        "loss", "The validation metric whose best checkpoint is kept as checkpoints/best-<step>."
+    )
+    best_mode: str = _setting(
+        "auto",
+        "Whether the least or the greatest is the best; auto: the least loss, the greatest of any"
+        " other metric.",
+        choices=("auto", "min", "max"),
+    )
+    checkpoint: str | None = _setting(
+        None,
+        "For --mode=evaluate: a step, best, or the folder of a checkpoint. Default: the newest.",
+    )
     initial_weights: str | None = _setting(
         None, "A .weights.h5 or .keras file to start from.", trajectory=True
     )
@@ -188,6 +203,16 @@ class Config:
     )  # fmt: skip
     profile_steps: str | None = _setting(
         None, "'100,120': profile steps 100 to 120 into the workdir's tensorboard/. Default: none."
+    )
+    grace_period_s: float = _setting(
+        30.0, "Seconds that a worker has to save and leave after SIGTERM or SIGINT.", lower=0.1,
+        upper=_MAX_TIMEOUT_S,
+    )  # fmt: skip
+    on_nan: str = _setting(
+        "stop",
+        "At a loss that is not finite: stop; skip: leave the step out; restore: go back to the"
+        " checkpoint before, and on with the batches after that step.",
+        choices=("stop", "restore", "skip"),
     )
     determinism: bool = _setting(False, "Bitwise repeatable operations, where slower too.")
     progress: str = _setting(
@@ -214,6 +239,11 @@ class Config:
             raise UsageError("warmup_steps without a learning rate; set --learning_rate above 0")
         if self.clip_norm == 0.0:  # Keras would take it for no clipping
             raise UsageError("clip_norm=0 leaves no gradient; give a norm above 0, or none")
+        if self.checkpoint is not None and self.mode != "evaluate":
+            raise UsageError(
+                f"checkpoint={self.checkpoint!r} is for --mode=evaluate; training goes on from the"
+                " newest in --workdir"
+            )
         self.profile_range  # noqa: B018 - parsed here so that a bad value is found at once
 
     @property

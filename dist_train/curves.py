@@ -27,7 +27,8 @@ def draw(rows: Sequence[dict[str, Any]], metrics: Sequence[str], path: Path) -> 
     figure = Figure(figsize=(5.2 * len(names), 3.6), layout="constrained")
     for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
         for kind, style in _STYLES.items():
-            points = [(r["step"], r[name]) for r in rows if r["kind"] == kind and name in r]
+            mine = (row for row in rows if row["kind"] == kind)
+            points = [(r["step"], r[name]) for r in mine if r.get(name) is not None]
             if points:
                 steps, values = zip(*points, strict=True)
                 axes.plot(steps, values, label=f"{kind} {values[-1]:.4g}", **style)

@@ -22,6 +22,10 @@ class RunError(DistTrainError, RuntimeError):
     exit_status = 1
 
 
+class WorkerLost(RunError):
+    """Another worker of the run has gone, or does not answer."""
+
+
 class Stopped(DistTrainError):
     """The run was asked to stop and has saved its state; starting it again goes on from there."""
 

@@ -13,17 +13,17 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from dist_train import curves, export, layers, metrics, optimizers, versions, watchdog
+from dist_train import curves, export, metrics, optimizers, versions, watchdog
 from dist_train import task as tasks
-from dist_train.build import Parts, load_weights
-from dist_train.checkpoint import Checkpoints
+from dist_train.build import Parts
 from dist_train.cluster import Cluster
 from dist_train.config import Config
-from dist_train.errors import RunError, Stopped, UsageError
+from dist_train.errors import RunError, Stopped, WorkerLost
 from dist_train.examples import digest
 from dist_train.heartbeat import Heartbeat
 from dist_train.pace import Pace
 from dist_train.profiling import Profile
+from dist_train.state import State
 from dist_train.step import Progress
 from dist_train.stopping import StopRequest
 from dist_train.timetable import Timetable
@@ -32,6 +32,8 @@ from dist_train.workers import Workers
 
 Means = dict[str, float]
 _POLL_S = 0.5
+_SLOW_INPUT = "the input: more than {seconds}; raise --stall_timeout_s if that is right"
+_MOST_SKIPPED = 100  # steps in a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +73,18 @@ def run(
         tf.config.experimental.enable_op_determinism()
     try:
         resolved = tasks.load(config.task, config) if task is None else tasks.resolve(task, config)
-        loop = _Loop(resolved, config, strategy, Workers(strategy, cluster), workdir, request)
+        workers = Workers(strategy, cluster, stall_timeout_s=config.stall_timeout_s)
+        loop = _Loop(resolved, config, strategy, workers, workdir, request)
         modes = {"train": loop.train, "evaluate": loop.evaluate, "follow": loop.follow}
         return modes[config.mode]()
+    except WorkerLost as error:
+        if request.signal is None:
+            raise
+        # Those who were asked as well may have gone before the step in which all would have saved.
+        raise Stopped(
+            f"by {request.signal.name}, but not at the end of a step ({error}); the last checkpoint"
+            " is intact"
+        ) from error
     finally:
         keras.config.set_dtype_policy(policy)
 
@@ -101,17 +112,28 @@ class _Loop:
             strategy,
             local_replicas=strategy.num_replicas_in_sync // workers.count,
         )
-        self._checkpoints: Checkpoints | None = None
-        if workdir is not None:
-            self._checkpoints = Checkpoints(
-                workdir.checkpoints, self._parts.checkpoint(), keep=config.keep_checkpoints
-            )
+        self._times = Timetable(
+            steps_per_epoch=self._parts.inputs["train"].schedule.steps_per_epoch,
+            total_steps=self._parts.total_steps,
+            log_steps=config.log_steps,
+            eval_epochs=config.eval_epochs,
+            checkpoint_steps=config.checkpoint_steps,
+            checkpoint_secs=config.checkpoint_secs,
+        )
+        self._state = State(
+            self._parts, config, strategy, workers, workdir, scheduled=self._times.schedules
+        )
+        self._skipped = 0
 
     def train(self) -> Result:
         """From the newest checkpoint, or from the beginning, to the exported model."""
-        step = self._restore()
+        step = self._state.restore()
         with self._log(step) as log:
-            results = self._fit(step, log)
+            self._state.log = log
+            try:
+                results = self._fit(step, log)
+            finally:
+                self._state.settle()  # what was begun before an error is written all the same
             step = self._parts.total_steps
             if (test := self._evaluate("test")) is not None:
                 results["test"] = test
@@ -121,8 +143,8 @@ class _Loop:
         return self._result(results, step)
 
     def evaluate(self) -> Result:
-        """The newest checkpoint, on the validation and test examples."""
-        step = self._restore()
+        """The newest checkpoint, or the one asked for, on the validation and test examples."""
+        step = self._state.restore()
         results = {}
         for kind in ("validation", "test"):
             if (values := self._evaluate(kind)) is not None:
@@ -135,7 +157,8 @@ class _Loop:
 
     def follow(self) -> Result:
         """Each checkpoint on the validation examples, as the run that trains writes it."""
-        assert self._checkpoints is not None
+        checkpoints = self._state.checkpoints
+        assert checkpoints is not None
         assert self._workdir is not None
         self._request.watch_from(lambda: None)
         results: dict[str, Means] = {}
@@ -154,28 +177,21 @@ class _Loop:
                         f" {self._config.stall_timeout_s:g} s; raise --stall_timeout_s if that is"
                         " right"
                     )
-                newest = max(self._checkpoints.steps(), default=-1)
-                if newest <= step or (restored := self._checkpoints.restore()) is None:
+                newest = max(checkpoints.steps(), default=-1)
+                if newest <= step or (restored := checkpoints.restore()) is None:
                     time.sleep(_POLL_S)
                     continue
                 step, newest_at = max(step, newest), time.monotonic()
                 if (values := self._evaluate("validation")) is not None:
                     results["validation"] = values
                     log.evaluation("validation", self._row(restored) | values)
+                self._workdir.push(self._workdir.followed)
         return self._result(results, step)
 
     def _fit(self, step: int, log: metrics.RunLog) -> dict[str, Means]:
         """All steps from `step` to the last; the last means of each kind."""
-        config, parts = self._config, self._parts
+        config, parts, times = self._config, self._parts, self._times
         train = parts.inputs["train"]
-        times = Timetable(
-            steps_per_epoch=train.schedule.steps_per_epoch,
-            total_steps=parts.total_steps,
-            log_steps=config.log_steps,
-            eval_epochs=config.eval_epochs,
-            checkpoint_steps=config.checkpoint_steps,
-            checkpoint_secs=config.checkpoint_secs,
-        )
         pace = Pace(config.steps_per_loop)
         call_steps = pace.wish
         self._pending = parts.pending.numpy()
@@ -185,34 +201,41 @@ class _Loop:
         chunks, current = None, -1
         saved = time.monotonic()
         self._request.watch_from(parts.train_loop.request_stop)
+        if step == 0 and config.on_nan == "restore":
+            self._state.save(0)
         while step < parts.total_steps:
             number, begin, left = train.schedule.locate(step)
             if number != current:
                 chunks = chunks or train.chunks(number)
-                chunk, current = next(chunks), number
+                with watchdog.bound(config.stall_timeout_s, _SLOW_INPUT):
+                    chunk, current = next(chunks), number
             profile.reach(step)
             count = min(left, times.steps_to_next(step), call_steps, profile.steps_to_next(step))
-            with self._together(f"steps {step + 1} to {step + count}"), pace.call():
+            with self._workers.together(f"steps {step + 1} to {step + count}"), pace.call():
                 progress = parts.train_loop(train.data, chunk, begin, begin + count, pace.wish)
             pace.done(progress.steps)
             call_steps = progress.next_steps
             step += progress.steps
-            self._check(step, progress)
             log.advance(progress.steps)
             self._heartbeat.beat(step)
+            self._state.check()
             self._pending += progress.sums
+            self._check(step, progress)
 
             if times.logs(step):
                 results["train"] = self._log_train(step, progress, pace.take_seconds(), log)
+            best = False
             if times.validates(step) and (values := self._evaluate("validation")) is not None:
                 results["validation"] = values
                 log.evaluation("validation", self._row(step) | values)
+                best = self._state.is_best(values, step)
             stop = self._must_stop(progress) and step < parts.total_steps
-            if stop or times.saves(step, time.monotonic() - saved):
-                log.sync()
-                self._save(step)
+            if stop or best or times.saves(step, time.monotonic() - saved):
+                parts.pending.assign(self._pending)
+                self._state.save(step, best=best)
                 saved = time.monotonic()
             if stop:
+                self._state.settle()
                 self._leave()
                 raise Stopped(self._stop_message(step))
         profile.close()
@@ -226,43 +249,13 @@ class _Loop:
         names = self._parts.program.sum_names
         total = np.zeros(len(names))
         with (
-            self._together(f"the {kind}"),
+            self._workers.together(f"the {kind}"),
             optimizers.averaged_weights(self._strategy, self._parts.model, self._parts.optimizer),
         ):
             for chunk, steps in inputs.first_epoch():
                 total += self._parts.evaluation(inputs.data, chunk, steps)
                 self._heartbeat.beat()
         return metrics.means(names, total)
-
-    # State.
-
-    def _restore(self) -> int:
-        """The state of the newest checkpoint, or the initial one, on every worker; its step."""
-        step = np.int64(0)
-        if self._checkpoints is not None:
-            restored = self._checkpoints.restore()
-            if restored is None and self._config.mode == "evaluate":
-                raise UsageError(f"workdir={self._config.workdir} has no checkpoint to evaluate")
-            if restored is None and self._config.initial_weights is not None:
-                load_weights(self._parts.model, self._config.initial_weights)
-            step = np.int64(restored or 0)
-        carrier = tf.Variable(step, trainable=False)
-        with self._together("the broadcast of the state"):
-            self._workers.broadcast([*self._parts.variables, carrier])
-        layers.separate_randomness(self._strategy, self._parts.model)
-        return int(carrier.numpy())
-
-    def _save(self, step: int) -> None:
-        if self._checkpoints is None:
-            return
-        for variable in self._parts.model.trainable_variables:
-            if not np.all(np.isfinite(variable.numpy().astype(np.float32))):
-                raise RunError(
-                    f"{variable.path} is not finite after step {step}; the last checkpoint is kept."
-                    " Try a smaller --learning_rate, or --clip_norm"
-                )
-        self._parts.pending.assign(self._pending)
-        self._checkpoints.save(step)
 
     def _export(self) -> None:
         if self._workdir is None:
@@ -275,8 +268,9 @@ class _Loop:
         logging.info(
             "done: %s holds model.keras, saved_model/, curves.png, metrics.jsonl, checkpoints/,"
             " tensorboard/",
-            workdir.path,
+            workdir.name,
         )
+        workdir.push()
 
     # Workers that agree, and what is wrong when they do not.
 
@@ -289,22 +283,44 @@ class _Loop:
         for kind in ("train", "validation", "test"):
             source = getattr(task, kind)
             mine[f"{kind} examples"] = 0 if source is None else digest(source)
-        with self._together("the comparison of the data"):
+        with self._workers.together("the comparison of the data"):
             self._workers.check_alike(mine)
 
     def _check(self, step: int, progress: Progress) -> None:
-        """Raises RunError if the last step has shown that going on is useless."""
+        """Acts on what the last step has shown; raises RunError if going on is useless."""
         if progress.diverged:
+            with self._workers.together("the comparison of the weights"):
+                who = self._workers.who_differs(self._parts.weight_digests())
             raise RunError(
-                f"the replicas' weights differ since step {step - 1}, which must not happen; start"
-                " again from the last checkpoint"
+                f"the replicas' weights differ since step {step - 1}, which must not happen: {who};"
+                " start again from the last checkpoint"
             )
         loss = progress.last[0]
-        if not np.isfinite(loss):
+        if np.isfinite(loss):
+            self._skipped = 0
+            return
+        chief = logging.WARNING if self._workers.is_chief else logging.DEBUG
+        if self._config.on_nan == "stop":
             raise RunError(
                 f"the loss of step {step} is {loss}; the last checkpoint is kept. Try a smaller"
-                " --learning_rate, or --clip_norm"
+                " --learning_rate, --clip_norm, or --on_nan=skip"
             )
+        if self._config.on_nan == "skip":
+            self._skipped += 1
+            if self._skipped > _MOST_SKIPPED:
+                raise RunError(
+                    f"no step was finite since step {step - self._skipped}; the last checkpoint is"
+                    " kept. Try a smaller --learning_rate, or look at the examples"
+                )
+            logging.log(chief, "step %s is left out: its loss or gradient is not finite", step)
+            return
+        restored = self._state.rewind(step)
+        self._pending = self._parts.pending.numpy()
+        logging.log(
+            chief,
+            "the loss of step %s is %s: back to the weights of step %s, and on with step %s",
+            step, loss, restored, step + 1,
+        )  # fmt: skip
 
     def _must_stop(self, progress: Progress) -> bool:
         # With several workers only what came through the collective counts: all see it at once.
@@ -312,26 +328,8 @@ class _Loop:
 
     def _leave(self) -> None:
         """Workers leave together: one that exits early makes TensorFlow fail the others."""
-        with self._together("the end"):
+        with self._workers.together("the end"):
             self._workers.barrier()
-
-    @contextlib.contextmanager
-    def _together(self, what: str) -> Iterator[None]:
-        """Bounds a body in which the replicas wait for one another, and names what failed."""
-        message = f"{what}: more than {{seconds}}; raise --stall_timeout_s if that is right"
-        try:
-            with watchdog.bound(self._config.stall_timeout_s, message):
-                yield
-        except tf.errors.ResourceExhaustedError as error:
-            raise RunError(
-                f"{what}: out of memory; use a smaller --batch_size, --gradient_accumulation or"
-                " --input=stream"
-            ) from error
-        except tf.errors.OpError as error:
-            if self._workers.count == 1:
-                raise
-            first = " ".join(str(error.message).split())[:300]
-            raise RunError(f"{what}: a worker was lost: {first}") from error
 
     # What is said.
 
@@ -350,7 +348,7 @@ class _Loop:
             count,
             "" if count == 1 else "s",
             "\n".join(self._parts.describe()),
-            self._workdir.path,
+            self._workdir.name,
             f", resumed after step {step:,}" if step else "",
         )
         with metrics.RunLog.opened(
@@ -383,9 +381,9 @@ class _Loop:
     def _stop_message(self, step: int) -> str:
         signal = self._request.signal
         by = signal.name if signal is not None else "a signal to another worker"
-        saved = "" if self._workdir is None else f", saved; --workdir={self._workdir.path} goes on"
+        saved = "" if self._workdir is None else f", saved; --workdir={self._workdir.name} goes on"
         return f"by {by} after step {step}{saved}"
 
     def _result(self, results: dict[str, Means], step: int) -> Result:
-        path = None if self._workdir is None else str(self._workdir.path)
+        path = None if self._workdir is None else self._workdir.name
         return Result(metrics=results, model=self._parts.model, step=step, workdir=path)

@@ -12,6 +12,8 @@ from typing import Any, TextIO
 import numpy as np
 from absl import logging
 
+from dist_train.errors import RunError
+
 Row = dict[str, Any]
 
 
@@ -54,23 +56,45 @@ class MetricsFile:
             row for row in read_rows(path) if row["step"] <= resumed_step and row["kind"] != "test"
         ]
         partial = path.with_suffix(".partial")
-        with partial.open("w") as file:
-            for row in rows:
-                file.write(json.dumps(row) + "\n")
-        partial.replace(path)
-        self._file: TextIO = path.open("a")
+        with self._explained():
+            with partial.open("w") as file:
+                file.writelines(_line(row) for row in rows)
+            partial.replace(path)
+            self._file: TextIO = path.open("a")
 
     def write(self, row: Row) -> None:
-        """Appends a row; it is in the file when this returns."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """Appends a row; it is in the file when this returns.
+
+        Raises:
+          RunError: it cannot be written; a torn last line is passed over by `read_rows`.
+        """
+        with self._explained():
+            self._file.write(_line(row))
+            self._file.flush()
 
     def sync(self) -> None:
         """Waits until all rows are on the disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # `write` has raised what it could not write
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"{self._path} cannot be written ({error.strerror}); the checkpoints are intact:"
+                " start again when it can"
+            ) from error
+
+
+def _line(row: Row) -> str:
+    """JSON has no word for what is not finite."""
+    finite = {k: v if not isinstance(v, float) or np.isfinite(v) else None for k, v in row.items()}
+    return json.dumps(finite) + "\n"
 
 
 class TensorBoard:

@@ -17,6 +17,7 @@ from dist_train import cluster as clusters
 from dist_train import rendezvous, stopping, task, versions, watchdog
 from dist_train.config import Config
 from dist_train.errors import Stopped
+from dist_train.storage import is_remote
 from dist_train.workdir import Workdir
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def train(
     else:
         cluster = clusters.of_environment(os.environ, config.strategy)
     with contextlib.ExitStack() as stack:
-        request = stack.enter_context(stopping.listening())
+        request = stack.enter_context(stopping.listening(config.grace_period_s))
         workdir = None
         if cluster is None or cluster.is_chief:
             workdir = stack.enter_context(_open_workdir(config))
@@ -77,7 +78,8 @@ def train(
 
 
 def _open_workdir(config: Config) -> contextlib.AbstractContextManager[Workdir]:
-    if config.mode == "follow":  # the run that it follows holds the lock
+    local = not is_remote(config.workdir or "")
+    if config.mode == "follow" and local:  # the run that it follows holds the lock
         return contextlib.nullcontext(Workdir(Path(config.workdir or "")))
     return Workdir.locked(config.workdir, create=config.mode == "train")
 

@@ -58,8 +58,8 @@ class TrainLoop:
       program: what to compute.
       optimizer: built for the model's trainable variables.
       loss_scale: for float16, or None.
+      skip_not_finite: whether a step whose loss or gradient is not finite leaves no trace.
       jit_compile: whether XLA compiles the step; with one replica, the loop as a whole.
-
     """
 
     def __init__(
@@ -69,14 +69,22 @@ class TrainLoop:
         optimizer: keras.optimizers.Optimizer,
         *,
         loss_scale: LossScale | None = None,
+        skip_not_finite: bool = False,
         jit_compile: bool,
     ):
         self._strategy = strategy
         self._program = program
         self._optimizer = optimizer
         self._loss_scale = loss_scale
+        self._skip = skip_not_finite
         self._replicas = strategy.num_replicas_in_sync
         self._variables = program.model.trainable_variables
+        # Batch statistics move before the loss is known.
+        self._statistics = [
+            variable
+            for variable in program.model.non_trainable_variables
+            if skip_not_finite and variable.dtype.startswith(("float", "bfloat"))
+        ]
         self._sizes = [int(np.prod(variable.shape)) for variable in self._variables]
         self._sums = len(program.sum_names)
         self._tail = self._sums + _SIGNALS
@@ -101,7 +109,8 @@ class TrainLoop:
     def __call__(
         self, data: Any, chunk: Any, start: int, stop: int, next_steps: int = 0
     ) -> "Progress":
-        """Runs the steps `start` to `stop` of a chunk; fewer if a step fails or all are to stop.
+        """Runs the steps `start` to `stop` of a chunk; up to the first whose loss is not finite, or
+        in which all are to stop.
 
         All workers must ask for the same steps: TensorFlow matches their collectives by the number
         of the iteration within the call, so calls of different lengths would wait for ever.
@@ -138,7 +147,8 @@ class TrainLoop:
             def body(step: tf.Tensor, sums: tf.Tensor, tail: tf.Tensor) -> tuple:
                 del tail
                 tail = run_step(data, chunk, step, next_steps)
-                return step + 1, sums + tail[: self._sums], tail
+                added = tf.where(tf.math.is_finite(tail[0]), tail[: self._sums], 0.0)
+                return step + 1, sums + added, tail
 
             zeros = (tf.zeros([self._sums]), tf.zeros([self._tail]))
             return tf.while_loop(healthy, body, (start, *zeros), parallel_iterations=1)
@@ -154,6 +164,7 @@ class TrainLoop:
     ) -> tf.Tensor:
         """One step in replica context; returns the reduced sums and signals."""
         ids = chunk.ids[step]
+        statistics = [tf.identity(variable.value) for variable in self._statistics]
         if chunk.examples == ():
             examples, rows = data, tf.maximum(ids, 0)
         else:
@@ -173,7 +184,13 @@ class TrainLoop:
             # all_reduce of a bare result fails ("destinations can not be empty").
             flat = replica.all_reduce(SUM, tf.identity(local))
         gradients, tail = tf.split(flat, [sum(self._sizes), self._tail])
-        self._apply(gradients, tail)
+        finite = self._apply(gradients, tail)
+        if not self._skip:
+            return tail
+        for variable, before in zip(self._statistics, statistics, strict=True):
+            variable.assign(tf.where(finite, variable.value, before))
+        if self._loss_scale is None:  # otherwise an overflow of the gradient alone is usual
+            tail = tf.concat([tf.where(finite, tail[:1], float("nan")), tail[1:]], 0)
         return tail
 
     def _vector(
@@ -225,8 +242,12 @@ class TrainLoop:
         flat = [tf.reshape(tf.cast(g, tf.float32), [-1]) for g in gradients]
         return tf.concat([*flat, sums], 0)
 
-    def _apply(self, flat: tf.Tensor, tail: tf.Tensor) -> None:
-        """The optimizer's update of this replica's weights, from the reduced gradients."""
+    def _apply(self, flat: tf.Tensor, tail: tf.Tensor) -> tf.Tensor | None:
+        """The optimizer's update of this replica's weights, from the reduced gradients.
+
+        Returns:
+          [] bool, whether all was finite and the update was made; None: it was not looked at.
+        """
         divisor = tail[1]
         if self._loss_scale is not None:
             divisor *= self._loss_scale.scale
@@ -235,16 +256,20 @@ class TrainLoop:
             tf.cast(tf.reshape(part, variable.shape), variable.dtype)
             for part, variable in zip(parts, self._variables, strict=True)
         ]
-        if self._loss_scale is None:
+        if self._loss_scale is None and not self._skip:
             self._optimizer.apply(gradients, self._variables)
-            return
+            return None
         finite = tf.reduce_all(tf.math.is_finite(flat))
+        if self._skip:
+            finite &= tf.math.is_finite(tail[0])
         tf.cond(
             finite,
             lambda: self._optimizer.apply(gradients, self._variables),
             lambda: None,
         )
-        self._loss_scale.update(finite)
+        if self._loss_scale is not None:
+            self._loss_scale.update(finite)
+        return finite
 
     def _weight_hash(self) -> tf.Tensor:
         """[] float32, an integer of 0 to 255 made of the bits of this replica's weights.

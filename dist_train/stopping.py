@@ -8,7 +8,9 @@ raise the flag in the midst of a loop.
 import contextlib
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from absl import logging
@@ -17,21 +19,29 @@ from dist_train.errors import Stopped
 
 # SIGUSR1 is the notice that Slurm and others can be told to send before a time limit.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# A scheduler and a launcher below it may both pass on one and the same request.
+_SAME_REQUEST_S = 1.0
 
 
 class StopRequest:
     """Whether this process was asked to stop.
+
+    Args:
+      grace_period_s: seconds from the request on in which this process ends, by itself or by force:
+        a step that waits for a peer that has gone does not end.
 
     Attributes:
       signal: the signal that asked, or None.
       began: set once there is state to save; before that, a request ends the run on the spot.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace_period_s: float) -> None:
+        self._grace_period_s = grace_period_s
+        self._timer: threading.Timer | None = None
+        self._asked_at = 0.0
         self.signal: signal.Signals | None = None
         self.began = False
         self._on_request: Callable[[], None] | None = None
-        self._count = 0
         # TensorFlow's preemption notifier takes SIGTERM when a multi-worker strategy starts; to be
         # called after that.
         self.reclaim: Callable[[], object] = lambda: None
@@ -43,18 +53,40 @@ class StopRequest:
         if self.signal is not None:
             callback()
 
+    def close(self) -> None:
+        """The process goes on after the run: nothing is due any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
     def _arrived(self, number: int) -> None:
         """In the watching thread, at once."""
-        self._count += 1
-        if self._count > 1:
-            os._exit(128 + number)  # asked twice: leave at once
-        self.signal = signal.Signals(number)
+        now = time.monotonic()
+        if self.signal is not None:
+            if now - self._asked_at > _SAME_REQUEST_S:
+                os._exit(128 + number)  # asked twice: leave at once
+            return
+        self.signal, self._asked_at = signal.Signals(number), now
+        # A tenth is left to whoever kills at the end of the same period.
+        self._timer = threading.Timer(0.9 * self._grace_period_s, self._expire)
+        self._timer.daemon = True
+        self._timer.start()
         if self._on_request is not None:
             self._on_request()
 
+    def _expire(self) -> None:
+        assert self.signal is not None
+        print(
+            f"stopped: by {self.signal.name}, but neither the step nor the saving ended within the"
+            f" grace period of {self._grace_period_s:g} s; the last checkpoint is intact."
+            " Raise --grace_period_s if more is needed",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(Stopped.exit_status)
+
 
 @contextlib.contextmanager
-def listening() -> Iterator[StopRequest]:
+def listening(grace_period_s: float = 30.0) -> Iterator[StopRequest]:
     """Within it, SIGTERM, SIGINT and SIGUSR1 are requests to stop; a second one leaves at once.
 
     Outside the main thread Python cannot handle signals; there, nothing is changed.
@@ -62,13 +94,18 @@ def listening() -> Iterator[StopRequest]:
     Raises:
       Stopped: at the signal, if nothing had begun yet.
     """
-    request = StopRequest()
+    request = StopRequest(grace_period_s)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
+    handled = []
+
     def handle(number: int, frame: object) -> None:
         del frame
+        handled.append(number)
+        if len(handled) > 1:
+            return  # the same request again; otherwise the process would have gone
         if request.began:
             logging.warning("%s: stopping after this step", signal.Signals(number).name)
         else:
@@ -90,6 +127,7 @@ def listening() -> Iterator[StopRequest]:
         signal.set_wakeup_fd(before_fd)
         for number, handler in before.items():
             signal.signal(number, handler)
+        request.close()
         os.close(writer)  # ends the thread
         thread.join(timeout=1.0)
         os.close(reader)

@@ -34,6 +34,10 @@ class Timetable:
         """Whether a checkpoint is, `seconds` after the one before."""
         if self.checkpoint_secs is not None and seconds >= self.checkpoint_secs:
             return True
+        return self.schedules(step)
+
+    def schedules(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step` steps however long they take."""
         if self.checkpoint_steps is not None:
             return step % self.checkpoint_steps == 0 or step == self.total_steps
         return step % self.steps_per_epoch == 0

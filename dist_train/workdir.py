@@ -1,27 +1,43 @@
-"""Workdir: the folder of a run. Written by the chief alone, by one process at a time."""
+"""Workdir: the folder of a run. Written by the chief alone, by one process at a time.
+
+One that only tf.io.gfile reaches (gs://bucket/run) is worked on in a temporary folder here, and
+copied there before each checkpoint and in the end; the checkpoints go there directly.
+"""
 
 import contextlib
 import fcntl
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dist_train.config import differences
-from dist_train.errors import UsageError
+from dist_train.errors import RunError, UsageError
+from dist_train.storage import is_remote
+
+_LOCK = ".lock"
 
 
 class Workdir:
-    """Where everything of a run lies; open it with `Workdir.locked`."""
+    """Where everything of a run lies; open it with `Workdir.locked`.
 
-    def __init__(self, path: Path):
+    Attributes:
+      name: as the user calls it.
+      path: the local folder, which is another one if `name` is remote.
+      checkpoints: their folder, as a path or as tf.io.gfile's.
+    """
+
+    def __init__(self, path: Path, *, name: str | None = None, lock: int | None = None):
         self.path = path
+        self.name = name or str(path)
+        self._lock = lock
         self.config = path / "config.json"
         self.metrics = path / "metrics.jsonl"
         self.followed = path / "follow.jsonl"
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = f"{self.name.rstrip('/')}/checkpoints"
         self.tensorboard = path / "tensorboard"
         self.model = path / "model.keras"
         self.saved_model = path / "saved_model"
@@ -32,6 +48,8 @@ class Workdir:
     def locked(cls, path: str | None, *, create: bool = True) -> Iterator["Workdir"]:
         """The folder, made if need be, and locked against a second run until the context ends.
 
+        A remote one is not locked: its stores have no means for it.
+
         Args:
           path: None: runs/<UTC time>.
           create: whether a missing folder is made.
@@ -39,12 +57,19 @@ class Workdir:
         Raises:
           UsageError: it cannot be made or written, or another run uses it.
         """
-        folder = Path(path or time.strftime("runs/%Y-%m-%dT%H-%M-%SZ", time.gmtime()))
+        path = path or time.strftime("runs/%Y-%m-%dT%H-%M-%SZ", time.gmtime())
+        if is_remote(path):
+            with tempfile.TemporaryDirectory(prefix="dist_train-") as local:
+                workdir = cls(Path(local), name=path)
+                workdir._fetch(create)
+                yield workdir
+            return
+        folder = Path(path)
         if not create and not folder.is_dir():
             raise UsageError(f"workdir={folder} does not exist")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise UsageError(
                 f"workdir={folder} cannot be written: {error.strerror}; use another --workdir"
@@ -57,9 +82,62 @@ class Workdir:
                 f"workdir={folder} is in use by another run; wait for its end or use another"
             ) from None
         try:
-            yield cls(folder)
+            yield cls(folder, lock=descriptor)
         finally:
             os.close(descriptor)
+
+    def check_present(self) -> None:
+        """Raises RunError if the folder was removed, or replaced, while the run goes on."""
+        if self._lock is None:
+            return
+        try:
+            there = os.path.samestat(os.stat(self.path / _LOCK), os.fstat(self._lock))
+        except OSError:
+            there = False
+        if not there:
+            raise RunError(
+                f"workdir={self.name} was removed while the run went on; nothing more is written"
+                " there. Start again with another --workdir, or put it back"
+            )
+
+    def push(self, *paths: Path) -> None:
+        """Copies to where the folder really is, if that is elsewhere.
+
+        Args:
+          paths: files in `path`; none: all that are there, the checkpoints being elsewhere already.
+
+        Raises:
+          RunError: it cannot be written.
+        """
+        if not is_remote(self.name):
+            return
+        import tensorflow as tf
+
+        try:
+            for path in paths or self.path.rglob("*"):
+                target = f"{self.name.rstrip('/')}/{path.relative_to(self.path)}"
+                if path.is_file() and path.suffix != ".partial":
+                    tf.io.gfile.makedirs(os.path.dirname(target))
+                    tf.io.gfile.copy(str(path), target, overwrite=True)
+        except tf.errors.OpError as error:
+            raise RunError(f"workdir={self.name} cannot be written: {error.message}") from error
+
+    def _fetch(self, create: bool) -> None:
+        """Copies here what a run goes on from."""
+        import tensorflow as tf
+
+        try:
+            if not create and not tf.io.gfile.isdir(self.name):
+                raise UsageError(f"workdir={self.name} does not exist")
+            tf.io.gfile.makedirs(self.name)
+            for path in (self.config, self.metrics, self.followed):
+                source = f"{self.name.rstrip('/')}/{path.name}"
+                if tf.io.gfile.exists(source):
+                    tf.io.gfile.copy(source, str(path))
+        except tf.errors.OpError as error:
+            raise UsageError(
+                f"workdir={self.name} cannot be used: {error.message}; use another --workdir"
+            ) from error
 
     def check_resumable(self, trajectory: Mapping[str, Any]) -> None:
         """Compares with the settings that the folder's run was started with.
@@ -80,7 +158,7 @@ class Workdir:
         if different := differences(mine, theirs):
             shown = ", ".join(f"{name}={a!r} (was {b!r})" for name, (a, b) in different.items())
             raise UsageError(
-                f"workdir={self.path} holds a run with other settings: {shown}; use those or"
+                f"workdir={self.name} holds a run with other settings: {shown}; use those or"
                 " another --workdir"
             )
 

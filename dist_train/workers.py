@@ -1,12 +1,19 @@
 """Workers: what the processes of a run tell one another outside of the training step."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context as eager
 
+from dist_train import watchdog
 from dist_train.cluster import Cluster
-from dist_train.errors import UsageError
+from dist_train.errors import RunError, UsageError, WorkerLost
+
+_ANSWER_S = 5.0
 
 
 class Workers:
@@ -15,15 +22,19 @@ class Workers:
     Args:
       strategy: whose collectives carry the messages.
       cluster: None: this process is alone, and every call is answered at once.
+      stall_timeout_s: bound of each wait for the others, in seconds.
 
     Attributes:
       count: how many there are.
       index: which of them this is.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy, cluster: Cluster | None):
+    def __init__(
+        self, strategy: tf.distribute.Strategy, cluster: Cluster | None, *, stall_timeout_s: float
+    ):
         self._strategy = strategy
         self._cluster = cluster
+        self._stall_timeout_s = stall_timeout_s
         self.count = 1 if cluster is None else len(cluster.addresses)
         self.index = 0 if cluster is None else cluster.index
         self._local = strategy.num_replicas_in_sync // self.count
@@ -39,6 +50,31 @@ class Workers:
     def name(self, index: int) -> str:
         """How messages call a worker."""
         return f"worker {index}" if self._cluster is None else self._cluster.name(index)
+
+    @contextlib.contextmanager
+    def together(self, what: str) -> Iterator[None]:
+        """Bounds a body in which the replicas wait for one another, and names what failed.
+
+        Args:
+          what: what the body does, for messages.
+
+        Raises:
+          RunError: a worker was lost, or the memory does not suffice.
+        """
+        message = f"{what}: more than {{seconds}}; raise --stall_timeout_s if that is right"
+        with watchdog.bound(self._stall_timeout_s, message, explain=lambda: self._who_waits(what)):
+            try:
+                yield
+            except tf.errors.ResourceExhaustedError as error:
+                raise RunError(
+                    f"{what}: out of memory; use a smaller --batch_size, --gradient_accumulation"
+                    " or --input=stream"
+                ) from error
+            except tf.errors.OpError as error:
+                if self.count == 1:
+                    raise
+                first = " ".join(str(error.message).split())
+                raise WorkerLost(f"{what}: {self._lost(first)} was lost: {first[:300]}") from error
 
     def barrier(self) -> None:
         """Returns when all workers have called it."""
@@ -87,6 +123,63 @@ class Workers:
                 part = received[offset : offset + value.nbytes]
                 variable.assign(np.frombuffer(part, value.dtype).reshape(value.shape))
                 offset += value.nbytes
+
+    def who_differs(self, digests: Sequence[int]) -> str:
+        """Names the replicas whose numbers are not those of the most; all workers call it.
+
+        Args:
+          digests: of each replica of this worker, 32 bits.
+        """
+        rows = self.gather(digests)
+        values, counts = np.unique(rows, return_counts=True)
+        # Where no value has a majority, the chief's first replica is what others differ from.
+        usual = values[np.argmax(counts)] if 2 * counts.max() > rows.size else rows[0, 0]
+        found = []
+        for worker, row in enumerate(rows):
+            wrong = [str(replica) for replica, digest in enumerate(row) if digest != usual]
+            if not wrong:
+                continue
+            which = "" if len(row) == 1 else f"replica {', '.join(wrong)} of "
+            found.append(which + (self.name(worker) if self.count > 1 else "this process"))
+        if 2 * counts.max() > rows.size:
+            return f"{'; '.join(found)} differ{'s' if len(found) == 1 else ''} from the others"
+        return f"{'; '.join(found)} differ{'s' if len(found) == 1 else ''} from the first"
+
+    def _lost(self, message: str) -> str:
+        """Which worker TensorFlow's message is about, as far as it says."""
+        found = {int(number) for number in re.findall(r"/task:(\d+)", message)} - {self.index}
+        names = [self.name(index) for index in sorted(found) if index < self.count]
+        if not names and "Heartbeat" in message:
+            names = [self.name(0)]  # the others send theirs to the chief
+        return ", ".join(names) or "a worker"
+
+    def _who_waits(self, what: str) -> str:
+        """Once this worker has waited too long: who does not say that it waits as well.
+
+        Through the key-value store of TensorFlow's coordination service, which answers while a
+        collective hangs. All that wait in the collective ask at about the same time.
+        """
+        if self.count == 1:
+            return ""
+        service, prefix = eager.context(), "dist_train/waits"
+        silent, elsewhere = [], []
+        try:
+            service.set_config_key_value(f"{prefix}/{self.index}", what)
+            deadline = time.monotonic() + _ANSWER_S
+            for other in range(self.count):
+                left = max(0.1, deadline - time.monotonic())
+                try:
+                    theirs = service.get_config_key_value(f"{prefix}/{other}", int(1000 * left))
+                except tf.errors.DeadlineExceededError:
+                    silent.append(self.name(other))
+                    continue
+                if theirs != what:
+                    elsewhere.append(f"{self.name(other)} waits in {theirs}")
+        except tf.errors.OpError as error:
+            return f"the chief does not answer ({str(error.message).splitlines()[0]})"
+        if silent:
+            return f"waiting for {', '.join(silent)}"
+        return "; ".join(elsewhere) or "all workers wait, so the network between them is cut"
 
     def _sum(self, value: tf.Tensor) -> tf.Tensor:
         """The sum of each worker's [n] int32; of its replicas the first speaks for it."""

@@ -29,14 +29,14 @@ def _start(code: str) -> subprocess.Popen:
     )
 
 
-def _signalled(code: str, *signals: int, ready: str = "ready") -> tuple[int, str, str]:
+def _signalled(code: str, *signals: int, gap_s: float = 0.2) -> tuple[int, str, str]:
     """(status, stdout, stderr) of code that was sent the signals once it said `ready`."""
     with _start(code) as process:
         try:
-            assert process.stdout.readline() == f"{ready}\n"
+            assert process.stdout.readline() == "ready\n"
             for number in signals:
                 process.send_signal(number)
-                time.sleep(0.2 if len(signals) > 1 else 0)
+                time.sleep(gap_s if len(signals) > 1 else 0)
             out, err = process.communicate(timeout=20)
         finally:
             process.kill()
@@ -104,8 +104,50 @@ with stopping.listening() as request:
     say("ready")
     time.sleep(60)
 """
-    status, _, _ = _signalled(code, first, second)
+    status, _, _ = _signalled(code, first, second, gap_s=1.2)
     assert status == 128 + second
+
+
+def test_the_same_request_by_two_ways_is_one_request():
+    # A scheduler signals all processes, and the launcher among them passes it on.
+    code = """
+with stopping.listening() as request:
+    request.watch_from(lambda: None)
+    say("ready")
+    time.sleep(0.5)
+    say("asked by", request.signal.name)
+"""
+    status, out, err = _signalled(code, signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, gap_s=0.05)
+    assert (status, out) == (0, "asked by SIGTERM\n")
+    assert err.count("stopping after this step") == 1
+
+
+def test_a_process_that_cannot_stop_is_ended_within_the_grace_period():
+    code = """
+with stopping.listening(2.0) as request:
+    request.watch_from(lambda: None)
+    say("ready")
+    threading.Event().wait(60)
+"""
+    begin = time.monotonic()
+    status, _, err = _signalled(code, signal.SIGTERM)
+    assert status == 75
+    assert time.monotonic() - begin < 10
+    assert "within the grace period of 2 s; the last checkpoint is intact" in err
+
+
+def test_a_process_that_has_stopped_lives_on():
+    code = """
+with stopping.listening(0.5) as request:
+    request.watch_from(lambda: None)
+    say("ready")
+    while request.signal is None:
+        time.sleep(0.01)
+time.sleep(1)
+say("lives")
+"""
+    status, out, _ = _signalled(code, signal.SIGTERM)
+    assert (status, out) == (0, "lives\n")
 
 
 def test_a_signal_that_came_before_the_flag_existed_is_not_lost():

@@ -68,6 +68,7 @@ def test_the_workdir_holds_what_it_promises(workdir):
     assert {"kind", "step", "epoch", "examples", "loss", "accuracy", "time"} <= set(test)
     assert "examples_per_second" in rows(workdir, "train")[0]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "best-00000010",
         "step-00000005",
         "step-00000010",
     ]
@@ -113,7 +114,7 @@ def test_a_run_in_two_parts_equals_a_run_in_one(tmp_path, settings):
     stopper = StopAfter(7)
     with pytest.raises(dist_train.Stopped, match="after step"):
         train(parts, {"preprocess": stopper}, steps_per_loop=1, jit_compile="false", **settings)
-    stopped = max(int(path.name[5:]) for path in (parts / "checkpoints").iterdir())
+    stopped = max(int(path.name[5:]) for path in (parts / "checkpoints").glob("step-*"))
     assert 0 < stopped < 20
     resumed = train(parts, **settings)
 

@@ -1,0 +1,172 @@
+"""State: what a run is, on its way between the variables, the checkpoints and the workers."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import tensorflow as tf
+from absl import logging
+
+from dist_train import layers, watchdog
+from dist_train.build import Parts, load_weights
+from dist_train.checkpoint import Checkpoints, NotFinite
+from dist_train.config import Config
+from dist_train.errors import RunError, UsageError
+from dist_train.metrics import RunLog
+from dist_train.storage import opened
+from dist_train.workdir import Workdir
+from dist_train.workers import Workers
+
+_MOST_REWINDS = 3
+
+
+class State:
+    """The state of one run. On the chief it is read and written, on the others received.
+
+    Args:
+      parts: whose variables are the state.
+      workdir: None on workers other than the chief.
+      scheduled: whether every run of these settings makes a checkpoint after a step.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        config: Config,
+        strategy: tf.distribute.Strategy,
+        workers: Workers,
+        workdir: Workdir | None,
+        *,
+        scheduled: Callable[[int], bool],
+    ):
+        self._parts = parts
+        self._config = config
+        self._strategy = strategy
+        self._workers = workers
+        self._workdir = workdir
+        self._scheduled = scheduled
+        self._rewinds = 0
+        self.log = RunLog()
+        self.checkpoints: Checkpoints | None = None
+        if workdir is not None:
+            self.checkpoints = Checkpoints(
+                opened(workdir.checkpoints),
+                parts.checkpoint,
+                keep=config.keep_checkpoints,
+                pins=scheduled,
+                before=self._make_durable,
+            )
+
+    def restore(self) -> int:
+        """The state of a checkpoint, or the initial one, on every worker; its step.
+
+        Raises:
+          UsageError: there is nothing to evaluate.
+          RunError: all checkpoints are damaged.
+        """
+        config, step = self._config, None
+        if self.checkpoints is not None:
+            step = self.checkpoints.restore(config.checkpoint)
+            if step is None and config.mode == "evaluate":
+                raise UsageError(f"workdir={config.workdir} has no checkpoint to evaluate")
+            if step is None and config.initial_weights is not None:
+                load_weights(self._parts.model, config.initial_weights)
+        self._hand_out()
+        return int(self._parts.step.numpy())
+
+    def save(self, step: int, *, best: bool = False) -> None:
+        """Begins a checkpoint of the state after `step`; the training may go on meanwhile.
+
+        Args:
+          best: whether it is the best one by validation so far.
+
+        Raises:
+          RunError: the one before could not be written.
+        """
+        self._parts.step.assign(step)
+        self._rewinds = 0
+        if self.checkpoints is None:
+            return
+        with watchdog.bound(
+            self._config.stall_timeout_s,
+            f"the checkpoint before that of step {step}: writing it took more than {{seconds}};"
+            " raise --stall_timeout_s if that is right",
+        ):
+            self._ignoring_not_finite(self.checkpoints.wait)
+            self.checkpoints.save(step, best=best)
+
+    def settle(self) -> None:
+        """Returns when all checkpoints that were begun are written; raises as `save` does."""
+        if self.checkpoints is None:
+            return
+        with watchdog.bound(
+            self._config.stall_timeout_s,
+            "the last checkpoint: writing it took more than {seconds};"
+            " raise --stall_timeout_s if that is right",
+        ):
+            self._ignoring_not_finite(self.checkpoints.wait)
+
+    def check(self) -> None:
+        """Raises RunError if a checkpoint could not be written in the meantime."""
+        if self.checkpoints is not None:
+            self._ignoring_not_finite(self.checkpoints.check)
+
+    def rewind(self, step: int) -> int:
+        """Gives every worker the state of the last scheduled checkpoint before `step`; its step.
+
+        Only a scheduled one, so that a run that was stopped in between ends up the same. The best
+        validation so far is not forgotten.
+
+        Raises:
+          RunError: that was tried too often since the last checkpoint.
+        """
+        self._rewinds += 1
+        if self._rewinds > _MOST_REWINDS:
+            raise RunError(
+                f"the loss of step {step} is not finite, though the run went back to its last"
+                f" checkpoint {_MOST_REWINDS} times; try a smaller --learning_rate, or --clip_norm"
+            )
+        best = self._parts.best.numpy()
+        if self.checkpoints is not None:
+            self.settle()
+            targets = [s for s in self.checkpoints.steps() if s < step and self._scheduled(s)]
+            if not targets:
+                raise RunError(
+                    f"the loss of step {step} is not finite, and there is no checkpoint before it"
+                    " to go back to; use a smaller --checkpoint_steps"
+                )
+            self.checkpoints.restore(str(targets[-1]))
+        self._hand_out()
+        self._parts.best.assign(best)
+        self._parts.pending.assign(tf.zeros_like(self._parts.pending))
+        return int(self._parts.step.numpy())
+
+    def is_best(self, values: Mapping[str, float], step: int) -> bool:
+        """Whether a validation is the best so far; then it becomes part of the state."""
+        name, mode = self._config.best_metric, self._config.best_mode
+        value, best = values[name], float(self._parts.best.numpy()[0])
+        least = mode == "min" or (mode == "auto" and name == "loss")
+        if math.isnan(value) or not (math.isnan(best) or (value < best if least else value > best)):
+            return False
+        self._parts.best.assign([value, float(step)])
+        return True
+
+    def _hand_out(self) -> None:
+        with self._workers.together("the broadcast of the state"):
+            self._workers.broadcast(self._parts.variables)
+        layers.separate_randomness(self._strategy, self._parts.model)
+
+    def _ignoring_not_finite(self, act: Callable[[], None]) -> None:
+        """With --on_nan=restore weights that are not finite are no end: the next step rewinds."""
+        try:
+            act()
+        except NotFinite as error:
+            if self._config.on_nan != "restore":
+                raise
+            logging.warning("no checkpoint: %s", error)
+
+    def _make_durable(self) -> None:
+        """Before a checkpoint appears: the rows of the log up to its step."""
+        assert self._workdir is not None
+        self._workdir.check_present()
+        self.log.sync()
+        self._workdir.push()

@@ -1,0 +1,326 @@
+"""The state of a run: the best of it, remote workdirs, and losses that are not finite."""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import dist_train
+from dist_train import metrics
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(80, 6)).astype(np.float32)
+Y = (X.sum(axis=1) > 0).astype(np.int32)
+STRATEGIES = {
+    "default": {},
+    "mirrored": {"strategy": "mirrored", "devices": 2},
+    "plain": {"jit_compile": "false"},
+}
+each_strategy = pytest.mark.parametrize("settings", STRATEGIES.values(), ids=STRATEGIES)
+
+
+def model():
+    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)])
+
+
+def bad_loss(y, outputs):
+    """Not a number for the batch that has a label of 2."""
+    each = keras.losses.sparse_categorical_crossentropy(tf.minimum(y, 1), outputs, from_logits=True)
+    return tf.where(y == 2, np.nan, each)
+
+
+def inf_gradient(y, outputs):
+    """A finite loss whose gradient is not, for a label of 2: that of a root at zero."""
+    each = keras.losses.sparse_categorical_crossentropy(tf.minimum(y, 1), outputs, from_logits=True)
+    here = tf.cast(y == 2, tf.float32)
+    root = tf.sqrt(tf.reduce_sum(outputs**2, axis=-1) * (1.0 - here))
+    return each + here * root
+
+
+def task(bad=(), loss=bad_loss, build=model):
+    y = Y.copy()
+    y[list(bad)] = 2
+    return dist_train.Task(
+        model=build,
+        train=dist_train.Arrays(X, y),
+        validation=dist_train.Arrays(X[:40], Y[:40]),
+        loss=loss,
+        metrics={"accuracy": keras.metrics.sparse_categorical_accuracy},
+    )
+
+
+def train(workdir, what=None, **settings):
+    values = {"batch_size": 16, "epochs": 3, "learning_rate": 0.5, "log_steps": 1, "shuffle": False}
+    config = dist_train.Config(workdir=str(workdir), **(values | settings))
+    return dist_train.train(what or task(), config)
+
+
+def rows(workdir, kind="train"):
+    found = metrics.read_rows(Path(workdir) / "metrics.jsonl")
+    return {row["step"]: row["loss"] for row in found if row["kind"] == kind}
+
+
+def by_hand(steps, weights=None):
+    """Weights after plain SGD on the batches of these steps (from 1; 5 make an epoch)."""
+    keras.utils.set_random_seed(0)
+    built = model()
+    if weights is not None:
+        built.set_weights(weights)
+    for step in steps:
+        at = (step - 1) % 5 * 16
+        with tf.GradientTape() as tape:
+            each = keras.losses.sparse_categorical_crossentropy(
+                Y[at : at + 16], built(X[at : at + 16]), from_logits=True
+            )
+            loss = tf.reduce_mean(each)
+        for variable, gradient in zip(
+            built.trainable_variables, tape.gradient(loss, built.trainable_weights), strict=True
+        ):
+            variable.assign(variable - 0.5 * gradient)
+    return built.get_weights()
+
+
+def assert_weights(result, expected):
+    for mine, theirs in zip(result.model.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+# Losses that are not finite. Example 33 is in the third batch of each epoch: steps 3, 8 and 13.
+
+
+@each_strategy
+@pytest.mark.parametrize("loss", [bad_loss, inf_gradient])
+def test_skip_leaves_out_the_steps_that_are_not_finite_and_no_others(tmp_path, settings, loss):
+    result = train(tmp_path, task([33], loss), on_nan="skip", **settings)
+    assert_weights(result, by_hand([1, 2, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15]))
+    losses = rows(tmp_path)
+    assert sorted(losses) == list(range(1, 16))
+    assert [step for step, value in losses.items() if value is None] == [3, 8, 13]
+
+
+def test_what_is_left_out_is_said(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path, task([33]), on_nan="skip", epochs=1)
+    assert "step 3 is left out: its loss or gradient is not finite" in caplog.text
+
+
+def test_a_mean_over_several_steps_is_over_those_that_were_finite(tmp_path):
+    one = train(tmp_path / "one", task([33]), on_nan="skip", epochs=1, log_steps=1)
+    assert one.step == 5
+    train(tmp_path / "five", task([33]), on_nan="skip", epochs=1, log_steps=5)
+    each = [value for value in rows(tmp_path / "one").values() if value is not None]
+    assert rows(tmp_path / "five")[5] == pytest.approx(np.mean(each), rel=1e-5)
+
+
+@each_strategy
+def test_skip_keeps_batch_statistics_clean(tmp_path, settings):
+    def build():
+        several = settings.get("devices", 1) > 1
+        normalize = keras.layers.BatchNormalization(synchronized=several, momentum=0.5)
+        return keras.Sequential([keras.Input((6,)), normalize, keras.layers.Dense(2)])
+
+    x = X.copy()
+    x[33] = np.inf
+    poisoned = dist_train.Task(
+        model=build, train=dist_train.Arrays(x, Y), loss=bad_loss, metrics={}
+    )
+    result = train(tmp_path, poisoned, on_nan="skip", epochs=2, **settings)
+    assert all(np.all(np.isfinite(w)) for w in result.model.get_weights())
+    mean = np.zeros(6, np.float32)
+    for step in (1, 2, 4, 5) * 2:
+        mean = 0.5 * mean + 0.5 * X[(step - 1) * 16 : step * 16].mean(axis=0)
+    np.testing.assert_allclose(
+        result.model.layers[0].moving_mean.numpy(), mean, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_skip_gives_up_when_nothing_is_finite_any_more(tmp_path):
+    with pytest.raises(dist_train.RunError, match=r"no step was finite since step 0; the last"):
+        train(tmp_path, task(range(80)), on_nan="skip", epochs=50)
+
+
+@each_strategy
+def test_restore_goes_back_to_the_checkpoint_and_on_behind_the_step(tmp_path, settings):
+    result = train(tmp_path, task([33]), on_nan="restore", epochs=2, checkpoint_steps=2, **settings)
+    # 3 fails: back to 2, on with 4; 8 fails: back to 6, on with 9.
+    assert_weights(result, by_hand([1, 2, 4, 5, 6, 9, 10]))
+    assert result.step == 10
+
+
+def test_restore_before_the_first_checkpoint_starts_again_from_the_initial_weights(tmp_path):
+    result = train(tmp_path, task([33]), on_nan="restore", epochs=1)
+    assert_weights(result, by_hand([4, 5]))
+
+
+def test_restore_ends_the_same_when_the_run_was_stopped_in_between(tmp_path):
+    seen = []
+
+    def stop_after_7(x, y, seed):
+        def count():
+            seen.append(1)
+            if len(seen) == 7:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        if seed is not None:
+            tf.py_function(count, [], [])
+        return x, y
+
+    settings = {"on_nan": "restore", "epochs": 2, "checkpoint_steps": 5, "steps_per_loop": 1}
+    bad = task([49])  # steps 4 and 9
+    stopping = dataclasses.replace(bad, preprocess=stop_after_7)
+    with pytest.raises(dist_train.Stopped, match="after step [78]"):
+        train(tmp_path, stopping, jit_compile="false", **settings)
+    assert {p.name for p in (tmp_path / "checkpoints").glob("step-*[78]")}
+    # Back to 0 at step 4; back to 5, not to 7, at step 9.
+    assert_weights(train(tmp_path, bad, **settings), by_hand([5, 10]))
+
+
+def test_restore_gives_up_when_it_does_not_help(tmp_path):
+    with pytest.raises(dist_train.RunError, match=r"went back to its last checkpoint 3 times"):
+        train(tmp_path, task(range(16, 80)), on_nan="restore", epochs=2)
+
+
+def test_the_policy_may_change_on_a_resume(tmp_path):
+    with pytest.raises(dist_train.RunError, match=r"loss of step 3 is nan.*--on_nan=skip"):
+        train(tmp_path, task([33]), epochs=1, checkpoint_steps=1)
+    result = train(tmp_path, task([33]), epochs=1, checkpoint_steps=1, on_nan="skip")
+    assert_weights(result, by_hand([1, 2, 4, 5]))
+
+
+def test_rows_are_json_for_everybody_also_where_a_loss_is_not_finite(tmp_path):
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    train(tmp_path, task([33]), on_nan="skip", epochs=1)
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+
+
+# The best by validation.
+
+
+def test_the_best_checkpoint_is_that_of_the_best_validation(tmp_path):
+    train(tmp_path, epochs=8, learning_rate=60.0, keep_checkpoints=1)
+    validated = rows(tmp_path, "validation")
+    best = min(validated, key=validated.get)
+    assert best < 40, "the last is the best: the case shows nothing"
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == [f"best-{best:08d}", "step-00000040"]
+    evaluated = train(tmp_path, epochs=8, learning_rate=60.0, mode="evaluate", checkpoint="best")
+    assert evaluated.step == best
+    assert evaluated.metrics["validation"]["loss"] == pytest.approx(validated[best], rel=1e-5)
+
+
+def test_the_best_of_a_run_in_two_parts_is_that_of_the_whole(tmp_path):
+    settings = {"learning_rate": 60.0, "keep_checkpoints": 1}
+    train(tmp_path / "whole", epochs=8, **settings)
+    for epochs in (3, 5, 8):
+        train(tmp_path / "parts", epochs=epochs, **settings)
+    names = [
+        [path.name for path in (tmp_path / part / "checkpoints").glob("best-*")]
+        for part in ("whole", "parts")
+    ]
+    assert len(names[0]) == 1
+    assert names[0] == names[1]
+
+
+def test_a_metric_is_maximized_and_loss_minimized_unless_told_otherwise(tmp_path):
+    validated = {}
+    for name, mode in (
+        ("loss", "auto"),
+        ("loss", "max"),
+        ("accuracy", "auto"),
+        ("accuracy", "min"),
+    ):
+        folder = tmp_path / f"{name}-{mode}"
+        train(folder, epochs=8, learning_rate=60.0, best_metric=name, best_mode=mode)
+        found = metrics.read_rows(folder / "metrics.jsonl")
+        values = [(r[name], r["step"]) for r in found if r["kind"] == "validation"]
+        extreme = min if (name, mode) in (("loss", "auto"), ("accuracy", "min")) else max
+        value = extreme(value for value, _ in values)
+        first = next(step for v, step in values if v == value)
+        assert [p.name for p in (folder / "checkpoints").glob("best-*")] == [f"best-{first:08d}"]
+        validated[name, mode] = first
+    assert len(set(validated.values())) > 1
+
+
+def test_a_best_metric_that_the_task_does_not_have_is_refused(tmp_path):
+    with pytest.raises(dist_train.UsageError, match=r"best_metric='acc' is not .*: loss, accuracy"):
+        train(tmp_path, best_metric="acc")
+
+
+# Evaluating any checkpoint, and remote workdirs.
+
+
+def test_any_checkpoint_is_evaluated_by_its_step_or_folder(tmp_path):
+    train(tmp_path / "run")
+    validated = rows(tmp_path / "run", "validation")
+    for name in ("5", str(tmp_path / "run" / "checkpoints" / "step-00000005")):
+        result = train(tmp_path / "run", mode="evaluate", checkpoint=name)
+        assert result.step == 5
+        assert result.metrics["validation"]["loss"] == pytest.approx(validated[5], rel=1e-5)
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
+    train(tmp_path)
+    with pytest.raises(dist_train.UsageError, match=r"checkpoint='7' .*\(5, 10, 15, best\)"):
+        train(tmp_path, mode="evaluate", checkpoint="7")
+
+
+def test_a_checkpoint_is_chosen_for_an_evaluation_only():
+    with pytest.raises(dist_train.UsageError, match="is for --mode=evaluate"):
+        dist_train.Config(checkpoint="best")
+
+
+def test_a_remote_workdir_is_resumed_and_holds_everything(tmp_path):
+    remote = f"file://{tmp_path}/run"  # TensorFlow's ram:// appends where it should overwrite
+    train(remote, epochs=1)
+    result = train(remote)
+    local = train(tmp_path / "local")
+    assert_weights(result, local.model.get_weights())
+    assert result.workdir == remote
+    names = {name.rstrip("/") for name in tf.io.gfile.listdir(remote)}
+    assert {
+        "checkpoints", "config.json", "curves.png", "metrics.jsonl", "model.keras", "saved_model",
+        "tensorboard",
+    } <= names  # fmt: skip
+    with tf.io.gfile.GFile(f"{remote}/metrics.jsonl") as file:
+        found = [json.loads(line) for line in file.read().splitlines()]
+    assert [row["step"] for row in found if row["kind"] == "train"] == list(range(1, 16))
+    evaluated = train(remote, mode="evaluate", checkpoint="best")
+    assert evaluated.metrics["validation"]["loss"] == min(
+        row["loss"] for row in found if row["kind"] == "validation"
+    )
+    with pytest.raises(dist_train.UsageError, match=r"batch_size=8 \(was 16\)"):
+        train(remote, batch_size=8)
+    with pytest.raises(dist_train.UsageError, match=r"does not exist"):
+        train(f"{remote}-none", mode="evaluate")
+
+
+def test_a_remote_workdir_of_no_known_kind_is_refused(tmp_path):
+    with pytest.raises(dist_train.UsageError, match=r"workdir=nosuch://a/b cannot be used"):
+        train("nosuch://a/b")
+
+
+def test_a_workdir_that_is_removed_meanwhile_ends_the_run_and_is_not_made_again(tmp_path):
+    folder = tmp_path / "run"
+
+    def remove(x, y, seed):
+        if seed is not None:
+            tf.py_function(lambda: shutil.rmtree(folder, ignore_errors=True), [], [])
+        return x, y
+
+    removing = dist_train.Task(
+        model=model, train=dist_train.Arrays(X, Y), loss=bad_loss, preprocess=remove
+    )
+    with pytest.raises(dist_train.RunError, match=r"was removed while the run went on"):
+        train(folder, removing, jit_compile="false", log_steps=100)
+    assert not folder.exists()
