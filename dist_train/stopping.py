@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from absl import logging
 
@@ -32,13 +33,14 @@ class StopRequest:
 
     Attributes:
       signal: the signal that asked, or None.
+      asked_at: when, on the monotonic clock in seconds.
       began: set once there is state to save; before that, a request ends the run on the spot.
     """
 
     def __init__(self, grace_period_s: float) -> None:
         self._grace_period_s = grace_period_s
         self._timer: threading.Timer | None = None
-        self._asked_at = 0.0
+        self.asked_at = 0.0
         self.signal: signal.Signals | None = None
         self.began = False
         self._on_request: Callable[[], None] | None = None
@@ -62,10 +64,10 @@ class StopRequest:
         """In the watching thread, at once."""
         now = time.monotonic()
         if self.signal is not None:
-            if now - self._asked_at > _SAME_REQUEST_S:
+            if now - self.asked_at > _SAME_REQUEST_S:
                 os._exit(128 + number)  # asked twice: leave at once
             return
-        self.signal, self._asked_at = signal.Signals(number), now
+        self.signal, self.asked_at = signal.Signals(number), now
         # A tenth is left to whoever kills at the end of the same period.
         self._timer = threading.Timer(0.9 * self._grace_period_s, self._expire)
         self._timer.daemon = True
@@ -126,11 +128,26 @@ def listening(grace_period_s: float = 30.0) -> Iterator[StopRequest]:
     finally:
         signal.set_wakeup_fd(before_fd)
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if request.signal is None else _deaf(request, handler))
         request.close()
         os.close(writer)  # ends the thread
         thread.join(timeout=1.0)
         os.close(reader)
+
+
+def _deaf(request: StopRequest, handler: Any) -> Callable[[int, object], None]:
+    """A handler that takes a signal for the same request still, and later ones as `handler` does.
+
+    A run may have stopped before the second messenger comes.
+    """
+
+    def handle(number: int, frame: object) -> None:
+        del frame
+        if time.monotonic() - request.asked_at > _SAME_REQUEST_S:
+            signal.signal(number, handler)
+            signal.raise_signal(number)
+
+    return handle
 
 
 def _read(descriptor: int, request: StopRequest) -> None:

@@ -25,7 +25,10 @@ def bound(
       explain: asked at the end for what else is known; it has a few seconds.
     """
 
+    expired = threading.Event()
+
     def expire() -> None:
+        expired.set()
         known: list[str] = []
         asking = threading.Thread(target=lambda: known.append(explain()), daemon=True)
         asking.start()
@@ -43,3 +46,7 @@ def bound(
         yield
     finally:
         timer.cancel()
+        if expired.is_set():
+            # A peer whose bound was over a moment earlier has gone, and the body has failed with
+            # that. What is being said about the cause is what counts.
+            timer.join()

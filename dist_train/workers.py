@@ -73,8 +73,11 @@ class Workers:
             except tf.errors.OpError as error:
                 if self.count == 1:
                     raise
-                first = " ".join(str(error.message).split())
-                raise WorkerLost(f"{what}: {self._lost(first)} was lost: {first[:300]}") from error
+                text = " ".join(str(error.message).split())
+                why = re.sub(r".*aborted by: |The error could be.*|Additional GRPC.*", "", text)
+                raise WorkerLost(
+                    f"{what}: {self._lost(text)} was lost ({why[:200].strip()})"
+                ) from error
 
     def barrier(self) -> None:
         """Returns when all workers have called it."""
@@ -147,11 +150,14 @@ class Workers:
 
     def _lost(self, message: str) -> str:
         """Which worker TensorFlow's message is about, as far as it says."""
+        if "CoordinationService/Heartbeat" in message:
+            return self.name(
+                0
+            )  # the others send theirs to the chief; who else is named heard of it
         found = {int(number) for number in re.findall(r"/task:(\d+)", message)} - {self.index}
-        names = [self.name(index) for index in sorted(found) if index < self.count]
-        if not names and "Heartbeat" in message:
-            names = [self.name(0)]  # the others send theirs to the chief
-        return ", ".join(names) or "a worker"
+        return ", ".join(self.name(index) for index in sorted(found) if index < self.count) or (
+            "a worker"
+        )
 
     def _who_waits(self, what: str) -> str:
         """Once this worker has waited too long: who does not say that it waits as well.

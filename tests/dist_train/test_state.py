@@ -176,7 +176,7 @@ def test_restore_ends_the_same_when_the_run_was_stopped_in_between(tmp_path):
     settings = {"on_nan": "restore", "epochs": 2, "checkpoint_steps": 5, "steps_per_loop": 1}
     bad = task([49])  # steps 4 and 9
     stopping = dataclasses.replace(bad, preprocess=stop_after_7)
-    with pytest.raises(dist_train.Stopped, match="after step [78]"):
+    with pytest.raises(dist_train.Stopped, match=r"after step [78]"):
         train(tmp_path, stopping, jit_compile="false", **settings)
     assert {p.name for p in (tmp_path / "checkpoints").glob("step-*[78]")}
     # Back to 0 at step 4; back to 5, not to 7, at step 9.

@@ -217,3 +217,20 @@ def test_outside_the_main_thread_nothing_is_changed():
     thread.start()
     thread.join()
     assert during == before
+
+
+def test_the_second_messenger_of_a_request_may_come_after_the_end():
+    code = """
+with stopping.listening() as request:
+    request.watch_from(lambda: None)
+    say("ready")
+    while request.signal is None:
+        time.sleep(0.01)
+time.sleep(0.5)
+say("ended in peace")
+time.sleep(0.7)
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(5)
+"""
+    status, out, _ = _signalled(code, signal.SIGTERM, signal.SIGTERM)
+    assert (status, out) == (-signal.SIGTERM, "ended in peace\n")

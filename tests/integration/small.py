@@ -1,5 +1,10 @@
 """A task for worker processes: the first 1,000 pictures of MNIST, or a thousand others."""
 
+import dataclasses
+import json
+import os
+import threading
+
 import keras
 import tensorflow as tf
 
@@ -45,7 +50,49 @@ def dropout():
 def own_data(config):
     """Data that depends on who asks: workers that disagree."""
     del config
-    import json
-    import os
+    return task(begin=_index() * 100)
 
-    return task(begin=json.loads(os.environ["TF_CONFIG"])["task"]["index"] * 100)
+
+def _index():
+    return json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+
+
+class _Stuck:
+    """Examples that worker 1 waits for in vain after a while."""
+
+    def __init__(self, arrays):
+        self._arrays = arrays
+        self._reads = 0
+
+    def __len__(self):
+        return len(self._arrays)
+
+    def __getitem__(self, indices):
+        self._reads += 1
+        if _index() == 1 and self._reads > 40:
+            threading.Event().wait(600)
+        return self._arrays[indices]
+
+
+def stuck():
+    """Training that hangs in worker 1's own code."""
+    plain = task()
+    return dataclasses.replace(plain, train=_Stuck(plain.train), validation=None, test=None)
+
+
+def diverging():
+    """Training in which worker 1's copy of a weight changes by itself after a second."""
+    plain = task()
+
+    def model():
+        built = mlp()
+        if _index() == 1:
+            first = built.trainable_variables[0]
+
+            def spoil():
+                first.value.values[0].assign_add(tf.ones_like(first.value.values[0]) * 1e-3)
+
+            threading.Timer(4.0, spoil).start()
+        return built
+
+    return dataclasses.replace(plain, model=model, validation=None, test=None)

@@ -1,6 +1,7 @@
 """Several worker processes: the same numbers as one, and clear ends."""
 
 import json
+import re
 import signal
 import socket
 import time
@@ -114,7 +115,8 @@ def test_a_killed_worker_ends_its_peer_with_a_reason_and_nothing_is_lost(group, 
     wait_for_step(tmp_path / "run", 300)
     workers[1].kill()
     assert workers[0].wait(30) == 1
-    assert "a worker was lost" in group.output(0)
+    (line,) = [line for line in group.output(0).splitlines() if line.startswith("error")]
+    assert re.search(r"steps \d+ to \d+: worker 1 \(127\.0\.0\.1:\d+\) was lost \(", line)
     assert "Traceback" not in group.output(0)
 
     group.next_round()

@@ -1,0 +1,206 @@
+"""Workers that stop, stall, disagree or run out of room: each cause is named, nothing is lost."""
+
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from dist_train import metrics
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+LONG = ["--epochs=5000", "--eval_epochs=0", "--log_steps=50", "--learning_rate=0.001"]
+
+
+def command(task="task", *flags):
+    return ["-m", "dist_train", f"--task={HERE / 'small.py'}:{task}", "--workdir=run", *flags]
+
+
+def several(task="task", *flags):
+    return command(task, "--strategy=multi_worker", *LONG, *flags)
+
+
+def wait_until(condition, what, timeout_s=90):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
+        time.sleep(0.02)
+
+
+def wait_for_step(workdir, step):
+    def reached():
+        return any(
+            row["step"] >= step for row in metrics.read_rows(Path(workdir) / "metrics.jsonl")
+        )
+
+    wait_until(reached, f"step {step}")
+
+
+def error(text):
+    """The one line of a worker's output that says what is wrong."""
+    assert "Traceback" not in text, text
+    (line,) = [s for s in text.splitlines() if s.startswith(("error:", "stopped:"))]
+    return line
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_frozen_worker_is_named_by_all_others(group, tmp_path, stopped):
+    workers = group.start_all(3, several())
+    wait_for_step(tmp_path / "run", 100)
+    workers[stopped].send_signal(signal.SIGSTOP)
+    for index in {0, 1, 2} - {stopped}:
+        assert workers[index].wait(60) == 1
+        assert re.search(rf"worker {stopped} \(\S+:\d+\) was lost", error(group.output(index)))
+
+
+def test_a_worker_that_hangs_in_its_own_code_is_named_by_those_that_wait(group):
+    workers = group.start_all(3, several("stuck", "--input=stream", "--stall_timeout_s=6"))
+    for index in (0, 2):
+        assert workers[index].wait(90) == 1
+        (line,) = [s for s in group.output(index).splitlines() if s.startswith("error")]
+        assert re.search(r"more than 6 s \(waiting for worker 1 \(\S+:\d+\)\); raise --stall", line)
+
+
+def test_workers_whose_weights_differ_are_named_with_the_step(group):
+    group.start_all(3, several("diverging"))
+    assert group.wait(90) == [1, 1, 1]
+    for index in range(3):
+        line = error(group.output(index))
+        assert re.search(
+            r"weights differ since step \d+, .*: worker 1 \(\S+\) differs from the", line
+        )
+
+
+def test_each_worker_may_have_a_directory_of_its_own(group, tmp_path, addresses):
+    flags = ["--strategy=multi_worker", "--epochs=2", "--workdir={}"]
+    for _ in range(2):  # the second time all is there already, on the chief
+        cluster = addresses(2)
+        for index in (0, 1):
+            folder = tmp_path / f"own-{index}" / "run"
+            folder.parent.mkdir(exist_ok=True)
+            group.start([*command()[:-1], *flags[:-1], flags[-1].format(folder)], cluster, index)
+        assert group.wait() == [0, 0], group.output(0) + group.output(1)
+        group.next_round()
+    assert (tmp_path / "own-0" / "run" / "model.keras").is_file()
+    assert not (tmp_path / "own-1" / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_request_to_stop_is_met_though_a_peer_has_gone(group, tmp_path, number):
+    workers = group.start_all(2, several("task", "--grace_period_s=10"))
+    wait_for_step(tmp_path / "run", 100)
+    workers[1].send_signal(signal.SIGSTOP)
+    time.sleep(0.5)
+    begin = time.monotonic()
+    workers[0].send_signal(number)
+    assert workers[0].wait(30) == 75
+    assert time.monotonic() - begin < 10 + 2  # the end of a process takes a moment
+    line = error(group.output(0))
+    assert line.startswith(f"stopped: by {signal.Signals(number).name}")
+    assert line.endswith(("checkpoint is intact", "if more is needed"))
+
+
+def test_two_signals_for_one_request_do_not_cost_the_last_steps(group, tmp_path):
+    worker = group.start(command("task", *LONG))
+    wait_for_step(tmp_path / "run", 100)
+    for _ in range(2):  # a scheduler's, and the one that a launcher passes on
+        worker.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+    assert worker.wait(30) == 75
+    assert ", saved;" in error(group.output(0))
+
+
+def test_a_kill_in_the_midst_of_a_save_costs_only_the_steps_since_the_one_before(group, tmp_path):
+    flags = ["--epochs=40", "--eval_epochs=1", "--log_steps=1", "--checkpoint_steps=3"]
+    folder = tmp_path / "run" / "checkpoints"
+    for _ in range(4):
+        worker = group.start(command("task", *flags))
+        have = newest(folder)
+        wait_until(lambda: newest(folder) > have and any(folder.glob("partial-*")), "a save")  # noqa: B023
+        worker.kill()
+        worker.wait()
+    group.next_round()
+    group.start(command("task", *flags))
+    group.start([*command("task", *flags)[:-5], "--workdir=whole", *flags])
+    assert group.wait(120) == [0, 0], group.output(0) + group.output(1)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def newest(folder):
+    return max((path.name for path in folder.glob("step-*")), default="")
+
+
+def assert_same_run(workdir, other):
+    import keras
+    import numpy as np
+
+    rows = [
+        [
+            (row["kind"], row["step"], row["loss"])
+            for row in metrics.read_rows(Path(folder) / "metrics.jsonl")
+        ]
+        for folder in (workdir, other)
+    ]
+    assert [row[:2] for row in rows[0]] == [row[:2] for row in rows[1]]
+    np.testing.assert_allclose([r[2] for r in rows[0]], [r[2] for r in rows[1]], rtol=2e-4)
+    models = [keras.saving.load_model(Path(folder) / "model.keras") for folder in (workdir, other)]
+    for mine, theirs in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=2e-4)
+
+
+# A disk without room.
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """fn(MiB) -> a folder on a filesystem of that size."""
+    mounted = []
+
+    def make(size):
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", str(folder)],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    if shutil.which("mount") is None:
+        pytest.skip("there is no mount command")
+    yield make
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_full_disk_ends_the_run_with_what_was_saved_before(group, tmp_path, small_disk, size):
+    disk = small_disk(size)
+    flags = ["--epochs=6", "--eval_epochs=0", "--log_steps=1", "--checkpoint_steps=4"]
+    flags += ["--keep_checkpoints=1000"]
+    on_disk = [*command()[:-1], f"--workdir={disk}/run", *flags]
+    worker = group.start(on_disk)
+    assert worker.wait(60) == 1
+    line = error(group.output(0))
+    assert "No space left on device" in line
+    assert "intact" in line
+    have = sorted((disk / "run" / "checkpoints").glob("*"))
+    assert have
+    assert all(path.name.startswith(("step-", "best-")) for path in have)
+
+    # With room again, and on with the run.
+    subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+    group.next_round()
+    group.start(on_disk)
+    group.start([*command()[:-1], "--workdir=whole", *flags])
+    assert group.wait(120) == [0, 0], group.output(0)
+    assert "resumed after step" in group.output(0)
+    assert_same_run(disk / "run", tmp_path / "whole")
