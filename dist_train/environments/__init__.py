@@ -39,7 +39,7 @@ def find_cluster(environ: Mapping[str, str], strategy: str, timeout_s: float) ->
             return environment.cluster(environ, timeout_s)
         if size > 1:
             raise UsageError(
-                f"{environment.NAME} names {size} workers but strategy={strategy} trains in one"
+                f"{environment.NAME} has {size} workers but strategy={strategy} trains in one"
                 f" process; use --strategy=multi_worker or {environment.ALONE}"
             )
         return None

@@ -64,7 +64,7 @@ def test_one_process_needs_no_cluster(strategy):
 
 @pytest.mark.parametrize("strategy", ["default", "mirrored"])
 def test_four_workers_never_become_four_single_runs(strategy):
-    with pytest.raises(UsageError, match=f"names 2 workers but strategy={strategy}"):
+    with pytest.raises(UsageError, match=f"has 2 workers but strategy={strategy}"):
         _of(_text(), strategy)
 
 
