@@ -6,11 +6,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from types import ModuleType
 from typing import NoReturn
 
 from absl import flags
 
 from launch import options
+from launch.kubernetes import options as kubernetes_options
 
 _USAGE = """\
 dist-launch [flags] -- COMMAND...
@@ -22,6 +24,7 @@ Exit status: 0 done; 75 stopped on request; 127 no such command; 126 not executa
 else that of the worker that failed first, 128 + n for signal n.
 
     dist-launch --workers=2 -- dist-train --strategy=multi_worker --workdir=runs/a
+    dist-launch --backend=kubernetes --image=mnist:1 -- dist-train ... | kubectl apply -f -
 """
 
 
@@ -53,12 +56,23 @@ def run() -> NoReturn:
 def _main(argv: Sequence[str]) -> int:
     command = options.FLAGS(argv)[1:]
     if options.HELP.value:
-        print(_USAGE + options.FLAGS.get_help().partition(":")[2])  # without the module's name
+        print(_USAGE + _flags_of(options))
+        print("With --backend=kubernetes:\n" + _flags_of(kubernetes_options))
+        return 0
+    if kubernetes_options.PRINT_DOCKERFILE.value:
+        from launch.kubernetes import dockerfile
+
+        print(dockerfile.text(sys.version_info[:2]), end="")
         return 0
     if not command:
         raise _UsageError(
             "no command: put it after the flags, as in `dist-launch --workers=2 -- dist-train`"
         )
+    if options.BACKEND.value == "kubernetes":
+        _print_manifest(command)
+        return 0
+    if misplaced := kubernetes_options.given():
+        raise _UsageError(f"--{misplaced[0]} needs --backend=kubernetes")
     if not options.DRY_RUN.value:
         _check_command(command[0])
 
@@ -112,6 +126,19 @@ def _main(argv: Sequence[str]) -> int:
         ),
         Output(shows=_shows, log_dir=_make_log_dir(command)),
     )
+
+
+def _flags_of(module: ModuleType) -> str:
+    return options.FLAGS.module_help(module).partition(":")[2]  # without the module's name
+
+
+def _print_manifest(command: Sequence[str]) -> None:
+    from launch.kubernetes import command as kubernetes
+
+    try:
+        kubernetes.run(command)
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
 
 
 def _shows(name: str) -> bool:

@@ -108,7 +108,7 @@ class Task:
 
 
 def environment(
-    job: Job, *, role: str, index: int, local_index: int, place: Place
+    job: Job, *, role: str, index: int | str, local_index: int, place: Place
 ) -> dict[str, str]:
     """The variables that a process is given on top of `job.environ`.
 
@@ -116,13 +116,13 @@ def environment(
         job: the start that it belongs to.
         role: `worker` or `evaluator`. The evaluator stands outside the cluster, as TensorFlow
             documents it.
-        index: its number among its like.
+        index: its number among its like; text where a scheduler fills it in later.
         local_index: its number on its host.
         place: what of its host it may use.
     """
-    cluster = {"worker": list(job.addresses)}
+    cluster = json.dumps({"worker": list(job.addresses)})
     env = {
-        "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": role, "index": index}}),
+        "TF_CONFIG": f'{{"cluster": {cluster}, "task": {{"type": "{role}", "index": {index}}}}}',
         "DIST_LAUNCH_ROLE": role,
         "DIST_LAUNCH_INDEX": str(index),
         "DIST_LAUNCH_WORKERS": str(len(job.slots)),

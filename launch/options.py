@@ -10,7 +10,11 @@ FLAGS.set_gnu_getopt(False)  # what follows the command's name belongs to the co
 
 HELP = flags.DEFINE_bool("help", False, "Show this help.", flag_values=FLAGS)
 BACKEND = flags.DEFINE_string(
-    "backend", "local", "Where the workers run: local is this machine.", flag_values=FLAGS
+    "backend",
+    "local",
+    "Where the workers run: local is this machine; kubernetes prints a manifest for"
+    " `kubectl apply -f -` and starts nothing.",
+    flag_values=FLAGS,
 )
 WORKERS = flags.DEFINE_string(
     "workers",
@@ -97,14 +101,15 @@ QUIET = flags.DEFINE_bool(
 DRY_RUN = flags.DEFINE_bool(
     "dry_run",
     False,
-    "Print a line per worker that does the same when pasted into a shell, and start nothing.",
+    "Start nothing, and print a line per worker that does the same when pasted into a shell, or the"
+    " manifest.",
     flag_values=FLAGS,
 )
 
 flags.register_validator(
     "backend",
-    lambda value: value == "local",
-    "is not available yet: use local",
+    lambda value: value in ("local", "kubernetes"),
+    "is not available yet: use local or kubernetes",
     flag_values=FLAGS,
 )
 flags.register_validator(
