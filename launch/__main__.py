@@ -13,6 +13,7 @@ from absl import flags
 
 from launch import options
 from launch.kubernetes import options as kubernetes_options
+from launch.slurm import options as slurm_options
 
 _USAGE = """\
 dist-launch [flags] -- COMMAND...
@@ -24,6 +25,7 @@ Exit status: 0 done; 75 stopped on request; 127 no such command; 126 not executa
 else that of the worker that failed first, 128 + n for signal n.
 
     dist-launch --workers=2 -- dist-train --strategy=multi_worker --workdir=runs/a
+    dist-launch --backend=slurm --workers=4 -- dist-train --strategy=multi_worker --workdir=runs/a
     dist-launch --backend=kubernetes --image=mnist:1 -- dist-train ... | kubectl apply -f -
 """
 
@@ -58,6 +60,7 @@ def _main(argv: Sequence[str]) -> int:
     if options.HELP.value:
         print(_USAGE + _flags_of(options))
         print("With --backend=kubernetes:\n" + _flags_of(kubernetes_options))
+        print("With --backend=slurm:\n" + _flags_of(slurm_options))
         return 0
     if kubernetes_options.PRINT_DOCKERFILE.value:
         from launch.kubernetes import dockerfile
@@ -68,11 +71,19 @@ def _main(argv: Sequence[str]) -> int:
         raise _UsageError(
             "no command: put it after the flags, as in `dist-launch --workers=2 -- dist-train`"
         )
+    backends = {"kubernetes": kubernetes_options, "slurm": slurm_options}
+    for name, module in backends.items():
+        if options.BACKEND.value != name and (misplaced := module.given()):
+            raise _UsageError(f"--{misplaced[0]} needs --backend={name}")
+    if options.BACKEND.value != "mpi" and options.MPI_OPTIONS.present:
+        raise _UsageError("--mpi_options needs --backend=mpi")
     if options.BACKEND.value == "kubernetes":
         _print_manifest(command)
         return 0
-    if misplaced := kubernetes_options.given():
-        raise _UsageError(f"--{misplaced[0]} needs --backend=kubernetes")
+    if options.BACKEND.value == "slurm":
+        return _submit(command)
+    if options.BACKEND.value == "mpi":
+        return _exec_mpirun(command)
     if not options.DRY_RUN.value:
         _check_command(command[0])
 
@@ -141,6 +152,29 @@ def _print_manifest(command: Sequence[str]) -> None:
         raise _UsageError(str(error)) from error
 
 
+def _submit(command: Sequence[str]) -> int:
+    from launch.slurm import client
+    from launch.slurm import command as slurm
+
+    try:
+        return slurm.run(command, log_dir=_log_dir(command), shows=_shows)
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
+    except client.NotFound as error:
+        raise _CommandNotFound(str(error)) from error
+
+
+def _exec_mpirun(command: Sequence[str]) -> int:
+    from launch import mpi
+
+    try:
+        return mpi.run(command)
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
+    except FileNotFoundError as error:
+        raise _CommandNotFound(str(error)) from error
+
+
 def _shows(name: str) -> bool:
     """Whether the output of `worker 1` or `evaluator` is shown."""
     shown = "none" if options.QUIET.value else options.TEE.value
@@ -148,10 +182,7 @@ def _shows(name: str) -> bool:
 
 
 def _make_log_dir(command: Sequence[str]) -> str | None:
-    directory = options.LOG_DIR.value
-    if directory is None:
-        workdir = _workdir(command)
-        directory = os.path.join(workdir, "logs") if workdir else None
+    directory = _log_dir(command)
     if directory:
         try:
             os.makedirs(directory, exist_ok=True)
@@ -159,6 +190,14 @@ def _make_log_dir(command: Sequence[str]) -> str | None:
             raise _UsageError(
                 f"--log_dir={directory}: {error.strerror}; name a folder that can be written"
             ) from error
+    return directory
+
+
+def _log_dir(command: Sequence[str]) -> str | None:
+    directory = options.LOG_DIR.value
+    if directory is None:
+        workdir = _workdir(command)
+        directory = os.path.join(workdir, "logs") if workdir else None
     return directory or None
 
 

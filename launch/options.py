@@ -12,8 +12,8 @@ HELP = flags.DEFINE_bool("help", False, "Show this help.", flag_values=FLAGS)
 BACKEND = flags.DEFINE_string(
     "backend",
     "local",
-    "Where the workers run: local is this machine; kubernetes prints a manifest for"
-    " `kubectl apply -f -` and starts nothing.",
+    "Where the workers run: local is this machine; slurm submits a job and follows it; mpi becomes"
+    " an mpirun; kubernetes prints a manifest for `kubectl apply -f -` and starts nothing.",
     flag_values=FLAGS,
 )
 WORKERS = flags.DEFINE_string(
@@ -102,14 +102,21 @@ DRY_RUN = flags.DEFINE_bool(
     "dry_run",
     False,
     "Start nothing, and print a line per worker that does the same when pasted into a shell, or the"
-    " manifest.",
+    " batch script, the mpirun command or the manifest.",
+    flag_values=FLAGS,
+)
+
+MPI_OPTIONS = flags.DEFINE_multi_string(
+    "mpi_options",
+    [],
+    "With --backend=mpi: options of mpirun, as in '--hostfile hosts -x PYTHONPATH'; repeatable.",
     flag_values=FLAGS,
 )
 
 flags.register_validator(
     "backend",
-    lambda value: value in ("local", "kubernetes"),
-    "is not available yet: use local or kubernetes",
+    lambda value: value in ("local", "slurm", "mpi", "kubernetes"),
+    "must be local, slurm, mpi or kubernetes",
     flag_values=FLAGS,
 )
 flags.register_validator(
