@@ -47,14 +47,17 @@ class Group:
         self._count = 0
         self.processes = []
 
-    def start(self, command, addresses=None, index=0):
-        """Starts `python` with these arguments; its output goes to a file."""
+    def start(self, command, addresses=None, index=0, environ=None):
+        """Starts `python` with these arguments; its output goes to a file.
+
+        `environ` comes on top of the environment of a worker.
+        """
         log = self._folder / f"process-{self._count}.log"
         self._count += 1
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, *map(str, command)],
-                env=environment(addresses, index),
+                env=environment(addresses, index) | (environ or {}),
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
