@@ -1,10 +1,9 @@
 """The pod that all workers are copies of."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from launch.binding import Machine, Place, Shares
+from launch.binding import Place, Shares
 from launch.job import Host, Job, environment
 from launch.kubernetes.settings import Settings
 
@@ -33,7 +32,6 @@ def job(command: tuple[str, ...], settings: Settings, threads: int = 0) -> Job:
         directory="",
         environ={},  # the user's own stays here: the image has its own
         hosts=tuple(Host(f"{settings.host_name(index)}.{domain}", 1) for index in indices),
-        machine=Machine((), math.inf, ()),
         shares=Shares(bind=False, threads=threads),
         slots=tuple(indices),
         ports=(settings.port,) * settings.workers,

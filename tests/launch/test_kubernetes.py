@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from dist_train.cluster import Cluster, of_environment
-from launch import local
+from launch import plan as local
 from launch.binding import Machine, Shares
 from launch.job import Host, Job
 from launch.kubernetes import documents, pod
@@ -94,8 +94,7 @@ def test_workers_are_in_the_order_of_the_local_backend(kubelet, kind, workers):
         command=COMMAND,
         directory="/",
         environ={},
-        hosts=(Host("127.0.0.1", workers),),
-        machine=Machine((), math.inf, ()),
+        hosts=(Host("127.0.0.1", workers, Machine((), math.inf, ())),),
         shares=Shares(),
         slots=tuple(range(workers)),
         ports=tuple(range(4000, 4000 + workers)),
