@@ -1,5 +1,6 @@
 """A training in the pods of a generated Job, with this test as kubelet and as Job controller."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import hosts
 import keras
 import numpy as np
 import pytest
@@ -26,6 +28,34 @@ SETTINGS = {
 }
 TRAIN = ["-m", "dist_train", *(f"--{name}={value}" for name, value in SETTINGS.items())]
 WORKERS = 2
+
+
+# What a container's runtime does by the security context: a root that is read-only but for the
+# volumes, no privileges, and a user that is not root. (It is root outside of its user namespace, so
+# that it may read wherever the tests are installed.)
+CONTAINER = """
+mount --make-rprivate /
+mount --bind "$1" "$1"
+mount --bind "$2" "$2"
+mount -o remount,bind,ro /
+shift 2
+if touch /written 2>/dev/null; then echo "the root can be written"; exit 1; fi
+exec unshare --user --map-user=1000 --map-group=1000 setpriv --no-new-privs sh -ec '
+[ "$(id -u)" = 1000 ]
+grep -q "^CapEff:.0000000000000000$" /proc/self/status
+grep -q "^NoNewPrivs:.1$" /proc/self/status
+exec "$@"' container "$@"
+"""
+
+
+def base_environment():
+    """What an image gives its processes."""
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "CUDA_VISIBLE_DEVICES": "-1",
+    }
 
 
 @pytest.fixture
@@ -74,6 +104,14 @@ def start_pods(job, kubelet, group, addresses, tmp_path):
     return start
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The same run by one process, without a fault."""
+    workdir = tmp_path_factory.mktemp("whole")
+    dist_train.train(None, dist_train.Config(workdir=str(workdir), **SETTINGS))
+    return workdir
+
+
 def losses(workdir):
     rows = metrics.read_rows(workdir / "metrics.jsonl")
     return [(r["step"], r["loss"], r["batch_loss"]) for r in rows if r["kind"] == "train"]
@@ -90,9 +128,8 @@ def wait_for_step(pods, workdir, step, timeout_s=90):
 
 @pytest.mark.slow
 def test_an_evicted_pod_stops_all_and_their_successors_end_on_the_known_trajectory(
-    job, start_pods, group, tmp_path
+    job, start_pods, group, tmp_path, whole
 ):
-    dist_train.train(None, dist_train.Config(workdir=str(tmp_path / "whole"), **SETTINGS))
     run = tmp_path / "claim" / "run"
     pods = start_pods()
     wait_for_step(pods, run, 300)
@@ -105,10 +142,61 @@ def test_an_evicted_pod_stops_all_and_their_successors_end_on_the_known_trajecto
     pods = start_pods()  # so the Job controller replaces both
     assert [pod.wait(120) for pod in pods] == [0, 0], pods[0].log.read_text()
     assert "resumed after step" in pods[0].log.read_text()
-    np.testing.assert_allclose(losses(run), losses(tmp_path / "whole"), rtol=2e-4, atol=2e-5)
+    assert_same_run(run, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(hosts.why_not()), reason=hosts.why_not() or "-")
+def test_pods_train_under_their_own_names_without_the_rights_they_give_up(
+    job, kubelet, tmp_path, whole
+):
+    """Each on a host of its own: one port for all, not as root, on a read-only root.
+
+    And as with a cluster's DNS, the names are known only when the pods have been up for a while.
+    """
+    kubelet.secrets["mnist-token"] = {"token": "of this test"}
+    template = job["spec"]["template"]
+    [container] = template["spec"]["containers"]
+    claim = tmp_path / "claim"
+    names = [f"mnist-{index}.{template['spec']['subdomain']}" for index in range(WORKERS)]
+    with contextlib.ExitStack() as stack:
+        network = stack.enter_context(hosts.Network(tmp_path, names))
+        hosts_file = tmp_path / "hosts"
+        all_names = hosts_file.read_text()
+        hosts_file.write_text("127.0.0.1 localhost\n")
+        pods = []
+        for index, host in enumerate(network.hosts):
+            folder = tmp_path / f"tmp-{index}"
+            for each in (folder, claim):
+                each.mkdir(exist_ok=True)
+                each.chmod(0o777)
+            environ = {**base_environment(), **kubelet.environment(template, index)}
+            environ |= {"HOME": str(folder), "TMPDIR": str(folder)}
+            pods.append(
+                stack.enter_context(
+                    host.start(
+                        ["sh", "-ec", CONTAINER, "container", folder, claim, *container["command"]],
+                        env=environ,
+                        cwd=folder,
+                        stdout=stack.enter_context((tmp_path / f"log-{index}").open("wb")),
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+            )
+        waits = "waiting for the chief's own name, mnist-0.mnist"
+        logs = [tmp_path / f"log-{index}" for index in range(WORKERS)]
+        hosts.wait_until(lambda: waits in logs[0].read_text() or pods[0].poll() is not None, 60)
+        assert waits in logs[0].read_text(), logs[0].read_text()
+        hosts_file.write_text(all_names)
+        statuses = [pod.wait(90) for pod in pods]
+    assert statuses == [0, 0], "\n".join(log.read_text() for log in logs)
+    assert_same_run(claim / "run", whole)
+
+
+def assert_same_run(workdir, other):
+    np.testing.assert_allclose(losses(workdir), losses(other), rtol=2e-4, atol=2e-5)
     mine, theirs = (
-        keras.saving.load_model(workdir / "model.keras").get_weights()
-        for workdir in (run, tmp_path / "whole")
+        keras.saving.load_model(folder / "model.keras").get_weights() for folder in (workdir, other)
     )
     for a, b in zip(mine, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4)
