@@ -62,7 +62,7 @@ def _settings() -> Settings:
         volumes=tuple(_volume(text) for text in options.VOLUME.value),
         cpu=options.CPU.value,
         memory=options.MEMORY.value,
-        gpus=0 if gpus == "auto" else int(gpus),
+        gpus=None if gpus == "auto" else int(gpus),
         labels=dict(_label(text) for text in options.LABEL.value),
         pull_policy=options.IMAGE_PULL_POLICY.value,
         pull_secrets=tuple(options.IMAGE_PULL_SECRET.value),

@@ -218,6 +218,12 @@ def test_resources_are_guaranteed_and_threads_follow_the_cpus(kubelet):
     assert {"name": "shm", "mountPath": "/dev/shm"} in container(found)["volumeMounts"]
 
 
+@pytest.mark.parametrize(("gpus", "visible"), [(None, None), (0, "-1"), (1, None)])
+def test_gpus_are_hidden_only_where_none_are_wanted(kubelet, gpus, visible):
+    environ = environment(kubelet, plan(gpus=gpus), 0)
+    assert environ.get("CUDA_VISIBLE_DEVICES") == visible
+
+
 def test_wishes_for_the_pods_are_taken_over():
     found = plan(
         grace_period_s=90,
