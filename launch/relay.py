@@ -27,6 +27,10 @@ STDOUT, STDERR, NEWS, BEAT, END = (bytes([kind]) for kind in b"12cbe")
 FULL = 1 << 20
 # From the launcher's end on, to the agent's.
 _LEAVE_S = 15.0
+# More time than ssh takes to give up a connection.
+_CONNECT_S = 15.0
+_ATTEMPTS = 6
+_TURNED_AWAY_S = 3.0
 
 
 class Outlet:
@@ -57,12 +61,17 @@ class _Relay:
         self._received = b""
         self._is_known = False  # how the worker ended
         self._has_ended = False  # so says the agent
-        self._heard_at = time.monotonic()
         self._has_heard = False
-        payload = self._read_payload()
-        self._ssh, to_agent, self._from_agent = _start(ssh)
+        self._is_left = False  # the launcher has gone
+        self._to_send = self._read_payload()  # and early signals, at each attempt
+        self._command = ssh
+        self._start()
+
+    def _start(self) -> None:
+        self._heard_at = time.monotonic()
+        self._ssh, to_agent, self._from_agent = _start(self._command)
         self._agent = Outlet(to_agent)
-        self._agent.write(payload)
+        self._agent.write(self._to_send)
 
     def _read_payload(self) -> bytes:
         data, length = b"", 4
@@ -77,12 +86,27 @@ class _Relay:
 
     def run(self) -> None:
         reason = self._serve()
+        for attempt in range(1, _ATTEMPTS):
+            # A server with many at its door turns some away at once (MaxStartups).
+            is_turned_away = time.monotonic() - self._heard_at < _TURNED_AWAY_S
+            if self._has_heard or self._is_left or not is_turned_away:
+                break
+            self._end_client()
+            time.sleep(attempt * (0.2 + os.getpid() % 7 / 10))
+            self._start()
+            reason = self._serve()
         if reason and not self._is_known:
             self._tell(f"lost {reason}")
         for stream in self._streams.values():
             os.set_blocking(stream.descriptor, True)
             stream.write(b"")
-        if reason:  # it would wait for the other side
+        self._end_client()
+
+    def _end_client(self) -> None:
+        os.close(self._from_agent)
+        if not self._is_left:
+            os.close(self._agent.descriptor)
+        if not self._has_ended:  # it would wait for the other side
             os.kill(self._ssh, signal.SIGKILL)
         os.waitpid(self._ssh, 0)
 
@@ -100,7 +124,9 @@ class _Relay:
             is_full = any(stream.pending for stream in self._streams.values())
             if is_full:
                 self._heard_at = now  # who does not listen must not complain
-            elif now - self._heard_at > self._link_timeout_s:
+            elif now - self._heard_at > self._link_timeout_s + (
+                0 if self._has_heard else _CONNECT_S
+            ):
                 return f"nothing came over the link for {self._link_timeout_s:g} s"
             reads = [] if is_full else [self._from_agent]
             if leave_at == float("inf"):
@@ -121,7 +147,10 @@ class _Relay:
             if self._control in ready:
                 signals = _read(self._control)
                 self._agent.write(signals)
+                if not self._has_heard:
+                    self._to_send += signals
                 if not signals:
+                    self._is_left = True
                     leave_at = now + _LEAVE_S
                     os.close(self._agent.descriptor)
                     self._agent.pending = b""

@@ -17,7 +17,15 @@ from launch.preflight import NotReady, Problem
 from launch.stop import StopRequests
 
 _PREFLIGHT_S = 10.0
-_CONNECT_S = 5
+# The last two end a client whose relay was killed and whose link is cut.
+_OPTIONS = (
+    "-T",
+    "-oBatchMode=yes",
+    "-oLogLevel=ERROR",
+    "-oConnectTimeout=5",
+    "-oServerAliveInterval=5",
+    "-oServerAliveCountMax=3",
+)
 # Carried over with the job. What belongs to one machine is not: CUDA_VISIBLE_DEVICES, HOME, TMPDIR.
 _CARRIED = re.compile(
     r"(TF|XLA|KERAS|DIST_TRAIN|OMP|KMP|MKL|OPENBLAS|NCCL|GRPC|LC)_\w+"
@@ -50,9 +58,7 @@ class Access:
 
 def host(entry: Entry, access: Access) -> Host:
     """A host of a list, with the command that leads there."""
-    command = ["ssh", *access.options, "-T", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR"]
-    command += ["-o", f"ConnectTimeout={_CONNECT_S}"]
-    command += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
+    command = ["ssh", *access.options, *_OPTIONS]
     if access.port:
         command += ["-p", str(access.port)]
     if access.identity:
@@ -167,7 +173,7 @@ def _survey(
     problems = []
     for host in used:
         if host.address not in surveys and host.login:
-            by_hand = shlex.join([*host.login.ssh, "true"])
+            by_hand = shlex.join([each for each in host.login.ssh if each not in _OPTIONS])
             complaint = contacts.complaints[host.address]
             problems.append(preflight.unreachable(host.address, complaint, by_hand))
     if checks:

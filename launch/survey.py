@@ -8,7 +8,8 @@
     {"release": false}       {}: nobody listens any more, the ports are still kept for the workers;
                              true: they are not
 
-The ports are kept until input ends, or for a minute: by then the workers' own agents keep them.
+The ports are kept until input ends, or for 10 s more: by then the workers' own agents keep them. It
+never stays longer, as nobody tells it when its link is cut.
 """
 
 import dataclasses
@@ -27,7 +28,8 @@ from typing import Any
 
 from launch import agent, binding
 
-_LIFE_S = 60
+_LIFE_S = 30
+_KEEP_S = 10
 _CONNECT_S = 2.0
 _VERSIONS_S = 8.0
 _VERSIONS = """
@@ -44,6 +46,7 @@ print(json.dumps(found))
 
 def main(request: Mapping[str, Any]) -> None:
     """Answers until its input ends."""
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.alarm(_LIFE_S)
     held = [agent.hold_port(0) for _ in range(request["ports"])]
     ports = [sock.getsockname()[1] for sock in held]
@@ -62,13 +65,12 @@ def main(request: Mapping[str, Any]) -> None:
         if "connect" in message:
             _answer({"unreachable": _connect([tuple(target) for target in message["connect"]])})
         if message.get("release"):
-            for sock in [*listeners, *held]:
-                sock.close()
-            _answer({})
-        elif "release" in message:
+            listeners += held
+        if "release" in message:
             for sock in listeners:
                 sock.close()
             _answer({})
+            signal.alarm(_KEEP_S)
 
 
 def _answer(message: Mapping[str, Any]) -> None:
