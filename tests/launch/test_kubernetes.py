@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from dist_train.cluster import Cluster, of_environment
+from dist_train.cluster import Cluster
+from dist_train.environments import find_cluster
 from launch import plan as local
 from launch.binding import Machine, Shares
 from launch.job import Host, Job
@@ -78,7 +79,7 @@ def test_every_worker_finds_itself_in_the_cluster(kubelet, kind, pattern):
     addresses = tuple(pattern.format(index) for index in range(3))
     for index in range(3):
         environ = environment(kubelet, found, index)
-        assert of_environment(environ, "multi_worker") == Cluster(addresses, index)
+        assert find_cluster(environ, "multi_worker", 1.0) == Cluster(addresses, index)
         assert environ["DIST_LAUNCH_INDEX"] == str(index)
         assert environ["DIST_LAUNCH_WORKERS"] == "3"
         for name in ("no_proxy", "NO_PROXY"):
