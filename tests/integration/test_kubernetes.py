@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SETTINGS = {
     "task": f"{HERE / 'small.py'}:task",
-    "epochs": 150,
+    "epochs": 100,
     "eval_epochs": 0,
     "log_steps": 100,
     "checkpoint_steps": 50,
@@ -132,7 +132,7 @@ def test_an_evicted_pod_stops_all_and_their_successors_end_on_the_known_trajecto
 ):
     run = tmp_path / "claim" / "run"
     pods = start_pods()
-    wait_for_step(pods, run, 300)
+    wait_for_step(pods, run, 200)
     pods[1].send_signal(signal.SIGTERM)
     grace_s = job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     assert [pod.wait(grace_s) for pod in pods] == [75, 75], group.output(0)

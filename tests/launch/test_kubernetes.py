@@ -162,7 +162,7 @@ def test_only_the_workers_reach_a_worker(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_workers_have_no_rights_that_they_do_not_need(kind):
+def test_workers_have_no_rights_that_they_do_not_need(kind, kubelet):
     found = plan(kind=kind)
     spec = template(found)["spec"]
     assert spec["securityContext"] == {
@@ -181,6 +181,7 @@ def test_workers_have_no_rights_that_they_do_not_need(kind):
     assert spec["automountServiceAccountToken"] is False
     assert spec["volumes"] == [{"name": "tmp", "emptyDir": {}}]
     assert container(found)["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
+    assert environment(kubelet, found, 0)["HOME"] == "/tmp"  # the one folder that they can write
     assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
 
 
