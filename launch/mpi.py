@@ -13,6 +13,9 @@ from launch import options
 
 # What mpirun does in its own way, or not at all.
 _NOT_HERE = {
+    "hosts": "use --mpi_options='--host n1:2,n2:2'",
+    "hostfile": "use --mpi_options='--hostfile FILE'",
+    "env": "use --mpi_options='-x NAME'",
     "evaluator": "start `dist-train --mode=follow` beside it",
     "max_restarts": "start it again by hand, or use --backend=ssh or slurm",
     "cpu_bind": "use --mpi_options=--bind-to=...",
@@ -55,7 +58,7 @@ def run(command: Sequence[str]) -> int:
     for name, remedy in _NOT_HERE.items():
         if options.FLAGS[name].present:
             raise ValueError(f"--{name} has no meaning with --backend=mpi; {remedy}")
-    least, most = options.parse_workers(options.WORKERS.value)
+    least, most = options.parse_workers(options.WORKERS.value or "2")
     if least != most:
         raise ValueError(
             f"--workers={options.WORKERS.value}: mpirun has one number of ranks; use"

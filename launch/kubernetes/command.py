@@ -10,6 +10,9 @@ from launch.kubernetes.settings import Settings, Volume
 
 # What only a launcher that runs beside the workers can do, and what to do instead.
 _NOT_HERE = {
+    "env": "put `env NAME=value` before the command",
+    "hosts": "use --workers",
+    "hostfile": "use --workers",
     "evaluator": "start `dist-train --mode=follow` as a Job of its own",
     "cpu_bind": "use --cpu",
     "start_timeout_s": "give it to dist-train, after the --",
@@ -40,7 +43,7 @@ def run(command: Sequence[str]) -> None:
 
 
 def _settings() -> Settings:
-    least, most = common.parse_workers(common.WORKERS.value)
+    least, most = common.parse_workers(common.WORKERS.value or "2")
     if least != most:
         raise ValueError(
             f"--workers={common.WORKERS.value}: nothing in Kubernetes starts the group again with"
@@ -59,7 +62,7 @@ def _settings() -> Settings:
         volumes=tuple(_volume(text) for text in options.VOLUME.value),
         cpu=options.CPU.value,
         memory=options.MEMORY.value,
-        gpus=0 if gpus == "auto" else int(gpus),
+        gpus=None if gpus == "auto" else int(gpus),
         labels=dict(_label(text) for text in options.LABEL.value),
         pull_policy=options.IMAGE_PULL_POLICY.value,
         pull_secrets=tuple(options.IMAGE_PULL_SECRET.value),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from launch.kubernetes.settings import Settings
 
 _TITLES = {
-    "job": "an Indexed Job (Kubernetes 1.26 or later)",
+    "job": "an Indexed Job (Kubernetes 1.29 or later)",
     "jobset": "a JobSet (JobSet 0.6 or later)",
     "trainjob": "a TrainJob and its TrainingRuntime (Kubeflow Trainer 2)",
     "tfjob": "a TFJob (Kubeflow Training Operator 1)",

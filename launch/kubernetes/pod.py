@@ -1,10 +1,9 @@
 """The pod that all workers are copies of."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from launch.binding import Machine, Place, Shares
+from launch.binding import Place, Shares
 from launch.job import Host, Job, environment
 from launch.kubernetes.settings import Settings
 
@@ -33,7 +32,6 @@ def job(command: tuple[str, ...], settings: Settings, threads: int = 0) -> Job:
         directory="",
         environ={},  # the user's own stays here: the image has its own
         hosts=tuple(Host(f"{settings.host_name(index)}.{domain}", 1) for index in indices),
-        machine=Machine((), math.inf, ()),
         shares=Shares(bind=False, threads=threads),
         slots=tuple(indices),
         ports=(settings.port,) * settings.workers,
@@ -57,11 +55,13 @@ def template(job: Job, settings: Settings) -> dict[str, Any]:
     """A PodTemplateSpec that is the same for all workers; each learns its index at its start.
 
     The workers are not root, hold no capability and no token of the API server, and can write to
-    their volumes and to /tmp only.
+    their volumes and to /tmp only: the Pod Security Standard `restricted`, and a little more.
     """
     mounts = {"tmp": "/tmp"}
     volumes: list[dict[str, Any]] = [{"name": "tmp", "emptyDir": {}}]
-    if settings.gpus > 1:  # NCCL moves data between the GPUs of a host there; the default is 64 MiB
+    if (
+        settings.gpus or 0
+    ) > 1:  # NCCL moves data between the GPUs of a host there; the default is 64 MiB
         mounts["shm"] = "/dev/shm"
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
     for number, volume in enumerate(settings.volumes):
@@ -128,7 +128,9 @@ def _env(job: Job, settings: Settings) -> list[dict[str, Any]]:
 
     The kubelet puts the value of a variable that stands before it in the place of `$(NAME)`.
     """
-    place = Place(threads=job.shares.threads or settings.threads)
+    # The GPUs that a pod asks for are the device plugin's to show.
+    gpus = () if settings.gpus == 0 else None
+    place = Place(threads=job.shares.threads or settings.threads, gpus=gpus)
     variables = environment(job, role="worker", index=f"$({_INDEX})", local_index=0, place=place)
     del variables["DIST_LAUNCH_RESTART"]
     index = _COMPLETION_INDEX

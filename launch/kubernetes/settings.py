@@ -52,7 +52,7 @@ class Settings:
         token_secret: the Secret whose key `token` becomes DIST_TRAIN_TOKEN.
         volumes: claims that all workers mount.
         cpu, memory: of each worker, as Kubernetes quantities; empty: no request and no limit.
-        gpus: of each worker.
+        gpus: of each worker; 0: none, even where the node shows some; None: none is asked for.
         labels: for all documents and pods.
         pull_policy: empty: what Kubernetes takes.
         pull_secrets: names of Secrets for a private registry.
@@ -73,7 +73,7 @@ class Settings:
     volumes: tuple[Volume, ...] = ()
     cpu: str = ""
     memory: str = ""
-    gpus: int = 0
+    gpus: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     pull_policy: str = ""
     pull_secrets: tuple[str, ...] = ()

@@ -9,6 +9,9 @@ from launch.slurm import follower, options, script
 
 # What Slurm does in its own way, and how to ask it.
 _NOT_HERE = {
+    "hosts": "use --slurm_options=--nodelist=n1,n2",
+    "hostfile": "use --slurm_options=--nodefile=FILE",
+    "env": "Slurm carries the whole environment over, see --slurm_options=--export=...",
     "evaluator": "start `dist-train --mode=follow` as a job of its own",
     "cpu_bind": "use --slurm_options=--cpu-bind=...",
     "start_timeout_s": "give it to dist-train, after the --",
@@ -53,7 +56,7 @@ def run(command: Sequence[str], *, log_dir: str | None, shows: Callable[[str], b
 
 
 def _request(command: Sequence[str], log_dir: str | None) -> script.Request:
-    least, most = common.parse_workers(common.WORKERS.value)
+    least, most = common.parse_workers(common.WORKERS.value or "2")
     if least != most:
         raise ValueError(
             f"--workers={common.WORKERS.value}: a Slurm job has one number of tasks; use"

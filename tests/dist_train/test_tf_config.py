@@ -36,6 +36,18 @@ def test_a_chief_comes_before_the_workers():
     assert _of(_text(jobs, "worker", 1)) == Cluster((_C, _A, _B), 2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "index", "expected"), [("chief", 0, 0), ("worker", 0, 1), ("worker", 1, 2)]
+)
+def test_the_text_of_kubeflow_s_operator_is_understood(kind, index, expected):
+    hosts = {
+        "chief": ["mnist-chief-0.ml.svc:2222"],
+        "worker": ["mnist-worker-0.ml.svc:2222", "mnist-worker-1.ml.svc:2222"],
+    }
+    cluster = _of(_text(hosts, kind, index, environment="cloud"))
+    assert cluster == Cluster((*hosts["chief"], *hosts["worker"]), expected)
+
+
 def test_without_a_chief_worker_0_is_the_chief():
     assert _of(_text(index=0)).is_chief
 

@@ -1,10 +1,16 @@
 """An ssh server on each host of a test's network, and a client that may log in."""
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import hosts
+
+ROOT = Path(__file__).parents[2]
 
 _SERVER = """\
 ListenAddress {address}
@@ -71,3 +77,59 @@ def start(network, folder):
 def _succeeds(head, command):
     with head.start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         return process.wait(10) == 0
+
+
+class Cluster:
+    """Three hosts with ssh servers, and a launcher at the head that may log in to them.
+
+    Attributes:
+        network: its machines.
+        folder: where launchers run.
+    """
+
+    def __init__(self, network, config, folder):
+        self.network = network
+        self.folder = Path(folder)
+        self.config = config
+        self.processes = []
+
+    def start(self, *arguments, **env):
+        """Starts `dist-launch --backend=ssh ARGUMENTS`; its output goes to a file."""
+        log = self.folder / f"launch-{len(self.processes)}.log"
+        inherited = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"}
+        with log.open("wb") as file:
+            process = self.network.head.start(
+                [sys.executable, "-m", "launch", "--backend=ssh"]
+                + [f"--ssh_options=-F {self.config}", *arguments],
+                cwd=self.folder,
+                env={**inherited, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1", **env},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        process.log = log
+        self.processes.append(process)
+        return process
+
+    def run(self, *arguments, timeout_s=60, **env):
+        """Starts one and waits for it: its exit status and its output."""
+        process = self.start(*arguments, **env)
+        return process.wait(timeout_s), process.log.read_text()
+
+    def alive(self):
+        """Host -> the command lines of what runs there, the ssh server and its sessions aside."""
+        machines = (self.network.head, *self.network.hosts)
+        found = {m.name: [c for c in m.processes().values() if "sshd:" not in c] for m in machines}
+        return {name: commands for name, commands in found.items() if commands}
+
+    def end(self):
+        """Kills launchers that still run, and returns what is left anywhere."""
+        for process in self.processes:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.inside, signal.SIGKILL)
+                process.wait(10)
+        for host in self.network.hosts:
+            host.mend()
+        hosts.wait_until(lambda: not self.alive(), 40)
+        return self.alive()
