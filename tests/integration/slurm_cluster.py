@@ -1,11 +1,15 @@
 """A Slurm cluster on the hosts of a test's network: slurmctld at its head, slurmd on each host."""
 
 import os
+import re
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import hosts
+
+ROOT = Path(__file__).parents[2]
 
 # As little as works without systemd and cgroups. A requeued job waits for twice `cred_expire`.
 _CONF = """\
@@ -56,7 +60,14 @@ class Slurm:
         names = ",".join(host.name for host in network.hosts)
         (folder / "slurm.conf").write_text(_CONF.format(folder=folder, names=names))
         (folder / "state").mkdir()
-        self.environ = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TF_", "SLURM_"))}
+        self.environ = {
+            **inherited,
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PYTHONPATH": str(ROOT),
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "TF_NUM_INTRAOP_THREADS": "1",
+        }
         key = folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
@@ -109,6 +120,12 @@ class Slurm:
                 if not command.startswith("/usr/sbin/slurmd "):
                     found[pid] = command
         return found
+
+    def trainers(self, name):
+        """Process ids (as seen by the tests) of the trainers on a node."""
+        processes = self._network[name].processes()
+        python = [pid for pid, text in processes.items() if re.match(r"\S+ -m dist_train ", text)]
+        return sorted(python)
 
     def logs(self):
         """What the daemons say, for the message of a test that fails."""
