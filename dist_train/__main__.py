@@ -84,7 +84,7 @@ def run() -> None:
     status = main(argv)
     sys.stdout.flush()
     sys.stderr.flush()
-    if os.environ.get("TF_CONFIG"):
+    if flags.FLAGS.strategy in ("multi_worker", "multi-worker"):
         # With its peers gone TensorFlow's orderly shutdown waits for them, or aborts.
         os._exit(status)
     sys.exit(status)

@@ -59,7 +59,7 @@ class Config:
     strategy: str = _setting(
         "default",
         "default (one device), mirrored (the devices of this machine) or multi_worker (the"
-        " workers of TF_CONFIG).",
+        " processes that dist-launch, srun or mpirun has started together, or TF_CONFIG names).",
         choices=STRATEGIES,
     )
     devices: int = _setting(

@@ -16,6 +16,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
+
 from dist_train.cluster import Cluster
 from dist_train.config import differences
 from dist_train.errors import RunError, UsageError
@@ -62,7 +64,7 @@ class _Chief:
 
     def host(self, deadline: float, timeout_s: float) -> None:
         with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
-            listener = stack.enter_context(_listen(self._cluster.addresses[0]))
+            listener = stack.enter_context(_listen(self._cluster.addresses[0], deadline))
             selector.register(listener, selectors.EVENT_READ)
             try:
                 while len(self._arrived) < len(self._cluster.addresses) - 1:
@@ -192,16 +194,16 @@ def _join(
     )
 
 
-def _listen(address: str) -> socket.socket:
+def _listen(address: str, deadline: float) -> socket.socket:
     host, port = _split(address)
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        family, own = _resolve(host, port, deadline)
         listener = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
         raise RunError(f"the chief's own address {address} cannot be used: {error}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
+        listener.bind(own)
         listener.listen(1024)
     except OSError as error:
         listener.close()
@@ -210,6 +212,25 @@ def _listen(address: str) -> socket.socket:
             " give it another port"
         ) from error
     return listener
+
+
+def _resolve(host: str, port: int, deadline: float) -> tuple[int, tuple]:
+    """Address family and socket address.
+
+    It may take a while: the DNS of Kubernetes learns a pod's name a moment after its start.
+    """
+    has_warned = False
+    while True:
+        try:
+            family, *_, own = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            return family, own
+        except socket.gaierror as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not has_warned:
+                logging.warning("waiting for the chief's own name, %s: %s", host, error)
+                has_warned = True
+        time.sleep(_RETRY_S)
 
 
 def _split(address: str) -> tuple[str, int]:

@@ -1,6 +1,8 @@
 """Replicas: which devices train, and the tf.distribute strategy over them."""
 
 import dataclasses
+import math
+import os
 
 import tensorflow as tf
 
@@ -48,6 +50,22 @@ def plan(strategy: str, devices: int, gpus: int) -> DevicePlan:
     return DevicePlan("CPU", devices or 1)
 
 
+def own_part(gpus: list, part: int, parts: int) -> list:
+    """The `part`-th of `parts` equal parts of the GPUs that the workers of a host all see.
+
+    Raises:
+      UsageError: they cannot be divided; TensorFlow takes a GPU's whole memory, so none is shared.
+    """
+    each, left = divmod(len(gpus), parts)
+    if left:
+        raise UsageError(
+            f"{parts} workers of this host see the same {len(gpus)} GPUs, which cannot be divided"
+            f" equally; start {math.gcd(parts, len(gpus))} workers a host, or let the scheduler"
+            " give each its own (--gpus-per-task, CUDA_VISIBLE_DEVICES; -1: train on the CPU)"
+        )
+    return gpus[each * part : each * (part + 1)]
+
+
 def create(strategy: str, devices: int, cluster: Cluster | None) -> tf.distribute.Strategy:
     """The strategy, its devices set up; must come before any other TensorFlow operation.
 
@@ -56,6 +74,8 @@ def create(strategy: str, devices: int, cluster: Cluster | None) -> tf.distribut
       RunError: the other workers could not be reached.
     """
     gpus = tf.config.list_physical_devices("GPU")
+    if cluster is not None:
+        gpus = own_part(gpus, *cluster.gpu_part)
     chosen = plan(strategy, devices, len(gpus))
     if chosen.kind == "GPU":
         _use_gpus(gpus[: chosen.count])
@@ -101,6 +121,11 @@ def _split_cpu(count: int) -> None:
 
 
 def _multi_worker(cluster: Cluster) -> tf.distribute.Strategy:
+    # gRPC would ask the proxy for the peers.
+    hosts = dict.fromkeys(address.rpartition(":")[0] for address in cluster.addresses)
+    for name in ("no_proxy", "NO_PROXY"):
+        known = [entry for entry in os.environ.get(name, "").split(",") if entry]
+        os.environ[name] = ",".join(dict.fromkeys([*known, *hosts]))
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
         task_type="worker",

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dist_train import cluster as clusters
-from dist_train import rendezvous, stopping, task, versions, watchdog
+from dist_train import environments, rendezvous, stopping, task, versions, watchdog
+from dist_train.cluster import Cluster
 from dist_train.config import Config
 from dist_train.errors import Stopped
 from dist_train.storage import is_remote
@@ -49,14 +49,13 @@ def train(
       Stopped: a signal asked to stop; the state was saved.
     """
     config = config or Config()
-    if clusters.is_evaluator(os.environ):
-        config = dataclasses.replace(config, mode="follow", strategy="default", devices=0)
-        cluster = None
-    else:
-        cluster = clusters.of_environment(os.environ, config.strategy)
     with contextlib.ExitStack() as stack:
         request = stack.enter_context(stopping.listening(config.grace_period_s))
-        workdir = None
+        cluster = workdir = None
+        if environments.is_evaluator(os.environ):
+            config = dataclasses.replace(config, mode="follow", strategy="default", devices=0)
+        else:
+            cluster = environments.find_cluster(os.environ, config.strategy, config.start_timeout_s)
         if cluster is None or cluster.is_chief:
             workdir = stack.enter_context(_open_workdir(config))
             workdir.check_resumable(config.trajectory())
@@ -84,9 +83,7 @@ def _open_workdir(config: Config) -> contextlib.AbstractContextManager[Workdir]:
     return Workdir.locked(config.workdir, create=config.mode == "train")
 
 
-def _create_strategy(
-    config: Config, cluster: "clusters.Cluster | None"
-) -> "tf.distribute.Strategy":
+def _create_strategy(config: Config, cluster: Cluster | None) -> "tf.distribute.Strategy":
     with watchdog.bound(
         config.start_timeout_s + 60.0,
         "TensorFlow did not start with its peers within {seconds}, although all had arrived; one of"

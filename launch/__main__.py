@@ -1,16 +1,23 @@
 """The command `dist-launch`: what is checked before anything starts, and the way to a backend."""
 
 import os
+import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, NoReturn
 
 from absl import flags
 
 from launch import options
+from launch.kubernetes import options as kubernetes_options
+from launch.slurm import options as slurm_options
+
+if TYPE_CHECKING:
+    from launch import hosts, supervisor
+    from launch.job import Host, Job
 
 _USAGE = """\
 dist-launch [flags] -- COMMAND...
@@ -22,6 +29,9 @@ Exit status: 0 done; 75 stopped on request; 127 no such command; 126 not executa
 else that of the worker that failed first, 128 + n for signal n.
 
     dist-launch --workers=2 -- dist-train --strategy=multi_worker --workdir=runs/a
+    dist-launch --backend=ssh --hosts=n1,n2 -- dist-train --strategy=multi_worker --workdir=runs/a
+    dist-launch --backend=slurm --workers=4 -- dist-train --strategy=multi_worker --workdir=runs/a
+    dist-launch --backend=kubernetes --image=mnist:1 -- dist-train ... | kubectl apply -f -
 """
 
 
@@ -53,55 +63,153 @@ def run() -> NoReturn:
 def _main(argv: Sequence[str]) -> int:
     command = options.FLAGS(argv)[1:]
     if options.HELP.value:
-        print(_USAGE + options.FLAGS.get_help().partition(":")[2])  # without the module's name
+        print(_USAGE + _flags_of(options))
+        print("With --backend=kubernetes:\n" + _flags_of(kubernetes_options))
+        print("With --backend=slurm:\n" + _flags_of(slurm_options))
+        return 0
+    if kubernetes_options.PRINT_DOCKERFILE.value:
+        from launch.kubernetes import dockerfile
+
+        print(dockerfile.text(sys.version_info[:2]), end="")
         return 0
     if not command:
         raise _UsageError(
             "no command: put it after the flags, as in `dist-launch --workers=2 -- dist-train`"
         )
+    backends = {"kubernetes": kubernetes_options, "slurm": slurm_options}
+    for name, module in backends.items():
+        if options.BACKEND.value != name and (misplaced := module.given()):
+            raise _UsageError(f"--{misplaced[0]} needs --backend={name}")
+    if options.BACKEND.value != "mpi" and options.MPI_OPTIONS.present:
+        raise _UsageError("--mpi_options needs --backend=mpi")
+    if options.BACKEND.value == "kubernetes":
+        return _print_manifest(command)
+    if options.BACKEND.value == "slurm":
+        return _submit(command)
+    if options.BACKEND.value == "mpi":
+        return _exec_mpirun(command)
+    return _run_ssh(command) if options.BACKEND.value == "ssh" else _run_local(command)
+
+
+# Imports are where they are used: `--help` has no need of them.
+
+
+def _run_local(command: Sequence[str]) -> int:
+    from launch import local, plan
+
+    if options.HOSTS.value or options.HOSTFILE.value:
+        raise _UsageError("--hosts and --hostfile need --backend=ssh")
     if not options.DRY_RUN.value:
         _check_command(command[0])
+    _, max_workers = options.parse_workers(options.WORKERS.value or "2")
+    job = _job(command, (local.host(max_workers),), os.environ)
+    try:
+        plan.divide_gpus(job.hosts[0], job)
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
+    if options.DRY_RUN.value:
+        with local.prepared(job) as ready:
+            for task in plan.plan(ready):
+                print(task.shell_line())
+        return 0
+    return _supervise(job, lambda job, requests, say: local.prepared(job))
 
-    # Not before: `--help` has no need of them.
-    from launch import binding, local, ports
-    from launch.job import Host, Job
+
+def _run_ssh(command: Sequence[str]) -> int:
+    from launch import hosts, ssh
+
+    try:
+        entries = _read_hosts()
+        slots = sum(entry.slots for entry in entries)
+        min_workers, max_workers = options.parse_workers(options.WORKERS.value or str(slots))
+        entries = hosts.fill(entries, max_workers)
+        further = tuple(shlex.split(options.SSH_OPTIONS.value))
+    except hosts.HostListError as error:
+        raise _UsageError(str(error)) from error
+    except ValueError as error:
+        raise _UsageError(f"--ssh_options={options.SSH_OPTIONS.value}: {error}") from error
+    access = ssh.Access(
+        options.SSH_USER.value,
+        options.SSH_PORT.value,
+        options.SSH_IDENTITY.value,
+        further,
+        options.REMOTE_PYTHON.value,
+        options.LINK_TIMEOUT_S.value,
+    )
+    try:
+        environ = ssh.carried_environment(os.environ, options.ENV.value)
+    except KeyError as error:
+        raise _UsageError(f"--env: {error.args[0]} is not set; set it, or leave it out") from error
+    job = _job(command, tuple(ssh.host(entry, access) for entry in entries), environ)
+    if options.DRY_RUN.value:
+        for line in ssh.dry_run(job):
+            print(line)
+        return 0
+    if not shutil.which("ssh"):
+        raise _UsageError("--backend=ssh needs the program ssh; install OpenSSH's client")
+
+    def prepare(job, requests, say):
+        return ssh.prepared(
+            job,
+            checks=options.PREFLIGHT.value,
+            min_workers=min_workers,
+            requests=requests,
+            say=say,
+        )
+
+    return _supervise(job, prepare)
+
+
+def _read_hosts() -> "list[hosts.Entry]":
+    from launch import hosts
+
+    text, name = options.HOSTS.value, options.HOSTFILE.value
+    if (text is None) == (name is None):
+        raise _UsageError("--backend=ssh needs --hosts=n1,n2:2 or --hostfile=FILE, and not both")
+    if text is not None:
+        return hosts.parse(text)
+    assert name is not None
+    try:
+        with open(name) as file:
+            return hosts.parse_file(file.read(), name)
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise _UsageError(f"--hostfile={name}: {why}") from error
+
+
+def _job(command: Sequence[str], hosts: "tuple[Host, ...]", environ: Mapping[str, str]) -> "Job":
+    from launch.binding import Shares
+    from launch.job import Job
 
     gpus = options.GPUS_PER_WORKER.value
-    min_workers, max_workers = options.parse_workers(options.WORKERS.value)
-    job = Job(
+    return Job(
         command=tuple(command),
         directory=os.getcwd(),
-        environ=dict(os.environ),
-        hosts=(Host(local.ADDRESS, max_workers),),
-        machine=binding.this_machine(),
-        shares=binding.Shares(
+        environ=dict(environ),
+        hosts=hosts,
+        shares=Shares(
             bind=options.CPU_BIND.value == "auto",
             threads=0 if options.THREADS.value == "auto" else int(options.THREADS.value),
             gpus_per_worker=None if gpus == "auto" else int(gpus),
         ),
         evaluator=options.EVALUATOR.value,
-        slots=tuple(range(max_workers)),
+        slots=tuple(range(sum(host.slots for host in hosts))),
     )
-    try:
-        binding.divide_gpus(job.machine.gpus, max_workers, job.shares.gpus_per_worker)
-    except ValueError as error:
-        raise _UsageError(str(error)) from error
-    if options.DRY_RUN.value:
-        with ports.held(max_workers) as free:
-            for task in local.plan(replace(job, ports=tuple(free))):
-                print(task.shell_line())
-        return 0
 
+
+def _supervise(job: "Job", prepare: "supervisor.Prepare") -> int:
     from launch import supervisor
     from launch.group import Limits
     from launch.output import Output
     from launch.restart import RestartPolicy
 
+    workers = len(job.slots)
+    min_workers, _ = options.parse_workers(options.WORKERS.value or str(workers))
     return supervisor.supervise(
         job,
-        local.plan,
+        prepare,
         RestartPolicy(
-            max_workers=max_workers,
+            max_workers=workers,
             min_workers=min_workers,
             max_restarts=options.MAX_RESTARTS.value,
         ),
@@ -110,8 +218,45 @@ def _main(argv: Sequence[str]) -> int:
             stall_timeout_s=options.STALL_TIMEOUT_S.value,
             grace_period_s=options.GRACE_PERIOD_S.value,
         ),
-        Output(shows=_shows, log_dir=_make_log_dir(command)),
+        Output(shows=_shows, log_dir=_make_log_dir(job.command)),
     )
+
+
+def _flags_of(module: ModuleType) -> str:
+    return options.FLAGS.module_help(module).partition(":")[2]  # without the module's name
+
+
+def _print_manifest(command: Sequence[str]) -> int:
+    from launch.kubernetes import command as kubernetes
+
+    try:
+        kubernetes.run(command)
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
+    return 0
+
+
+def _submit(command: Sequence[str]) -> int:
+    from launch.slurm import client
+    from launch.slurm import command as slurm
+
+    try:
+        return slurm.run(command, log_dir=_log_dir(command), shows=_shows)
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
+    except client.NotFound as error:
+        raise _CommandNotFound(str(error)) from error
+
+
+def _exec_mpirun(command: Sequence[str]) -> int:
+    from launch import mpi
+
+    try:
+        return mpi.run(command)
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
+    except FileNotFoundError as error:
+        raise _CommandNotFound(str(error)) from error
 
 
 def _shows(name: str) -> bool:
@@ -121,10 +266,7 @@ def _shows(name: str) -> bool:
 
 
 def _make_log_dir(command: Sequence[str]) -> str | None:
-    directory = options.LOG_DIR.value
-    if directory is None:
-        workdir = _workdir(command)
-        directory = os.path.join(workdir, "logs") if workdir else None
+    directory = _log_dir(command)
     if directory:
         try:
             os.makedirs(directory, exist_ok=True)
@@ -132,6 +274,14 @@ def _make_log_dir(command: Sequence[str]) -> str | None:
             raise _UsageError(
                 f"--log_dir={directory}: {error.strerror}; name a folder that can be written"
             ) from error
+    return directory
+
+
+def _log_dir(command: Sequence[str]) -> str | None:
+    directory = options.LOG_DIR.value
+    if directory is None:
+        workdir = _workdir(command)
+        directory = os.path.join(workdir, "logs") if workdir else None
     return directory or None
 
 

@@ -11,7 +11,7 @@ from launch.heartbeat import Watch
 from launch.job import Task
 from launch.output import Capture, Output
 from launch.process import Process, kill_orphans
-from launch.report import Ended, Ending
+from launch.report import LOST, Ended, Ending
 from launch.stop import StopRequests
 
 _TICK_S = 0.5
@@ -114,7 +114,7 @@ class Group:
             self._on_end(member, code=126, unrunnable=error.errno or 0)
             return
         member.process = process
-        member.capture = self._output.add(task.name, process.pipes)
+        member.capture = self._output.add(task.name, process.pipes, task.remote_address)
         self._selector.register(
             process, selectors.EVENT_READ, lambda: self._on_messages(member, process)
         )
@@ -152,6 +152,8 @@ class Group:
                 number = int(words[0])
                 code = 127 if number == errno.ENOENT else 126
                 self._on_end(member, code=code, unrunnable=number)
+            elif kind == "lost":
+                self._on_end(member, code=LOST, lost=" ".join(words))
 
     def _on_end(
         self,
@@ -161,6 +163,7 @@ class Group:
         oom: bool = False,
         unrunnable: int = 0,
         orphaned: bool = False,
+        lost: str = "",
     ) -> None:
         if member.end is not None:  # the first message about its end is the one that says most
             return
@@ -176,6 +179,8 @@ class Group:
             oom=oom and not self._killing,
             unrunnable=unrunnable,
             orphaned=orphaned,
+            host=member.task.remote_address,
+            lost=lost,
         )
         self._watch.end(member.task.name)
         if self._stopping:

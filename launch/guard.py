@@ -310,7 +310,18 @@ def main() -> None:
     cpus, command = sys.argv[1], sys.argv[2:]
     control = os.dup(0)  # not inheritable, unlike 0
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    _Guard(control, command, {int(cpu) for cpu in cpus.split(",") if cpu}).run()
+    guard(control, command, {int(cpu) for cpu in cpus.split(",") if cpu})
+
+
+def guard(control: int, command: list[str], cpus: set[int]) -> None:
+    """Runs a worker until its tree is gone, in a process that has no other work.
+
+    Args:
+        control: the socket to the launcher.
+        command: the worker's.
+        cpus: CPU numbers that it is bound to; empty: not bound.
+    """
+    _Guard(control, command, cpus).run()
 
 
 if __name__ == "__main__":

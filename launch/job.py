@@ -29,11 +29,35 @@ INTRAOP = "TF_NUM_INTRAOP_THREADS"
 
 
 @dataclass(frozen=True)
+class Login:
+    """How to start something on another machine.
+
+    Attributes:
+        ssh: the ssh client and its arguments, up to the host.
+        python: the interpreter there that runs our agent.
+        link_timeout_s: how long either side hears nothing of the other before it gives it up.
+    """
+
+    ssh: tuple[str, ...]
+    python: str = "python3"
+    link_timeout_s: float = 15.0
+
+
+@dataclass(frozen=True)
 class Host:
-    """A machine: the address by which the others reach it, and how many workers it takes."""
+    """A machine.
+
+    Attributes:
+        address: by which the others reach it; an IPv6 address is in brackets.
+        slots: how many workers it takes.
+        machine: what of it may be used; None: not known yet.
+        login: None: it is the launcher's own.
+    """
 
     address: str
     slots: int
+    machine: Machine | None = None
+    login: Login | None = None
 
 
 @dataclass(frozen=True)
@@ -43,13 +67,14 @@ class Job:
     Attributes:
         command: the program and its arguments, the same for all.
         directory: where it runs.
-        environ: the launcher's own environment; what the user has set there wins over our defaults.
-        hosts: where the workers run, in the cluster's order.
-        machine: what of this machine may be used.
-        shares: how it is shared out.
+        environ: the environment that goes with it, from the launcher's own; what the user has set
+            there wins over our defaults.
+        hosts: where the workers run, in the cluster's order; their slots are numbered throughout.
+        shares: how a host is shared out.
         evaluator: whether there is one.
         slots: the numbers of the places in use, one for each worker; `(0, 2)`: 1 is left out.
         ports: a free port for each worker.
+        release_ports: nobody keeps these ports for the workers (see `launch.ports`).
         restart: how often the group was restarted.
     """
 
@@ -57,11 +82,11 @@ class Job:
     directory: str
     environ: Mapping[str, str]
     hosts: tuple[Host, ...]
-    machine: Machine
     shares: Shares
     evaluator: bool = False
     slots: tuple[int, ...] = ()
     ports: tuple[int, ...] = ()
+    release_ports: bool = False
     restart: int = 0
 
     @property
@@ -71,11 +96,14 @@ class Job:
         TensorFlow's server listens on all interfaces whatever the address says, so the ports of one
         host differ.
         """
-        places = [host for host in self.hosts for _ in range(host.slots)]
         return tuple(
-            f"{places[slot].address}:{port}"
+            f"{self.host_of(slot).address}:{port}"
             for slot, port in zip(self.slots, self.ports, strict=True)
         )
+
+    def host_of(self, slot: int) -> Host:
+        """The host that a place is on."""
+        return [host for host in self.hosts for _ in range(host.slots)][slot]
 
 
 @dataclass(frozen=True)
@@ -89,6 +117,8 @@ class Task:
         directory: where it runs.
         env: the variables to set on top of the launcher's own.
         place: what of its host it may use.
+        host: where it runs.
+        held_port: a port that is kept there until it listens on it; 0: none.
     """
 
     name: str
@@ -97,18 +127,30 @@ class Task:
     directory: str
     env: Mapping[str, str]
     place: Place
+    host: Host
+    held_port: int = 0
 
-    def shell_line(self) -> str:
-        """The same as a line to paste into a shell."""
+    @property
+    def remote_address(self) -> str:
+        """Its host, if that is another machine; else empty."""
+        return self.host.address if self.host.login else ""
+
+    def shell_line(self, carried: Mapping[str, str] | None = None) -> str:
+        """The same as a line to paste into a shell.
+
+        Args:
+            carried: variables that another machine does not have by itself.
+        """
         cpus = ",".join(map(str, self.place.cpus))
         bind = ["taskset", "-c", cpus] if cpus else []
-        variables = [f"{name}={value}" for name, value in self.env.items()]
+        variables = [f"{name}={value}" for name, value in {**(carried or {}), **self.env}.items()]
         line = shlex.join(["env", *variables, *bind, *self.command])
-        return f"cd {shlex.quote(self.directory)} && {line}"
+        line = f"cd {shlex.quote(self.directory)} && {line}"
+        return shlex.join([*self.host.login.ssh, line]) if self.host.login else line
 
 
 def environment(
-    job: Job, *, role: str, index: int, local_index: int, place: Place
+    job: Job, *, role: str, index: int | str, local_index: int, place: Place
 ) -> dict[str, str]:
     """The variables that a process is given on top of `job.environ`.
 
@@ -116,13 +158,13 @@ def environment(
         job: the start that it belongs to.
         role: `worker` or `evaluator`. The evaluator stands outside the cluster, as TensorFlow
             documents it.
-        index: its number among its like.
+        index: its number among its like; text where a scheduler fills it in later.
         local_index: its number on its host.
         place: what of its host it may use.
     """
-    cluster = {"worker": list(job.addresses)}
+    cluster = json.dumps({"worker": list(job.addresses)})
     env = {
-        "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": role, "index": index}}),
+        "TF_CONFIG": f'{{"cluster": {cluster}, "task": {{"type": "{role}", "index": {index}}}}}',
         "DIST_LAUNCH_ROLE": role,
         "DIST_LAUNCH_INDEX": str(index),
         "DIST_LAUNCH_WORKERS": str(len(job.slots)),

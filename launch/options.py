@@ -10,13 +10,72 @@ FLAGS.set_gnu_getopt(False)  # what follows the command's name belongs to the co
 
 HELP = flags.DEFINE_bool("help", False, "Show this help.", flag_values=FLAGS)
 BACKEND = flags.DEFINE_string(
-    "backend", "local", "Where the workers run: local is this machine.", flag_values=FLAGS
+    "backend",
+    "local",
+    "Where the workers run: local is this machine; ssh: --hosts or --hostfile; slurm submits a job"
+    " and follows it; mpi becomes an mpirun; kubernetes prints a manifest for `kubectl apply -f -`"
+    " and starts nothing.",
+    flag_values=FLAGS,
 )
 WORKERS = flags.DEFINE_string(
     "workers",
-    "2",
-    "Worker processes in all. MIN:MAX starts MAX, and restarts without a place whose worker fails"
-    " first twice without progress, down to MIN; see --max_restarts.",
+    None,
+    "Worker processes in all; default 2; with hosts, all slots. MIN:MAX starts MAX, and restarts"
+    " without a place whose worker is twice the first failure, or whose host is gone, down to MIN;"
+    " see --max_restarts.",
+    flag_values=FLAGS,
+)
+HOSTS = flags.DEFINE_string(
+    "hosts",
+    None,
+    "ssh: where workers run, with how many each (1 if not said), as in n1,user@n2:4,[fd00::3]:2.",
+    flag_values=FLAGS,
+)
+HOSTFILE = flags.DEFINE_string(
+    "hostfile", None, "ssh: the same as a file, one `name slots=2` a line.", flag_values=FLAGS
+)
+SSH_USER = flags.DEFINE_string(
+    "ssh_user", "", "ssh: whom to log in as; default: as ssh is configured.", flag_values=FLAGS
+)
+SSH_PORT = flags.DEFINE_integer(
+    "ssh_port", 0, "ssh: 0: as ssh is configured.", 0, 65535, flag_values=FLAGS
+)
+SSH_IDENTITY = flags.DEFINE_string(
+    "ssh_identity", "", "ssh: a file with a private key.", flag_values=FLAGS
+)
+SSH_OPTIONS = flags.DEFINE_string(
+    "ssh_options",
+    "",
+    "ssh: further arguments of ssh, quoted as for a shell; they win over ours.",
+    flag_values=FLAGS,
+)
+REMOTE_PYTHON = flags.DEFINE_string(
+    "remote_python",
+    "python3",
+    "ssh: an interpreter on the hosts, 3.9 or newer, that watches over the workers there.",
+    flag_values=FLAGS,
+)
+ENV = flags.DEFINE_multi_string(
+    "env",
+    [],
+    "ssh: further variables to carry over: NAME=value, or names separated by commas. Always:"
+    " PATH (before the one there), LD_LIBRARY_PATH, PYTHON*, VIRTUAL_ENV, DIST_TRAIN_*, TF_*,"
+    " XLA_*, KERAS_*, OMP_* and the like, NCCL_*, GRPC_*, no_proxy, LANG, LC_*, TZ.",
+    flag_values=FLAGS,
+)
+PREFLIGHT = flags.DEFINE_bool(
+    "preflight",
+    True,
+    "ssh: look within 10 s, before the first start, for the working directory, the command, equal"
+    " versions and open ports on all hosts.",
+    flag_values=FLAGS,
+)
+LINK_TIMEOUT_S = flags.DEFINE_float(
+    "link_timeout_s",
+    15.0,
+    "ssh: seconds without a sign of life over the network after which a host's workers are given"
+    " up here, and killed there.",
+    lower_bound=2.0,
     flag_values=FLAGS,
 )
 EVALUATOR = flags.DEFINE_bool(
@@ -97,19 +156,27 @@ QUIET = flags.DEFINE_bool(
 DRY_RUN = flags.DEFINE_bool(
     "dry_run",
     False,
-    "Print a line per worker that does the same when pasted into a shell, and start nothing.",
+    "Start nothing, and print a line per worker that does the same when pasted into a shell, or the"
+    " batch script, the mpirun command or the manifest.",
+    flag_values=FLAGS,
+)
+
+MPI_OPTIONS = flags.DEFINE_multi_string(
+    "mpi_options",
+    [],
+    "With --backend=mpi: options of mpirun, as in '--hostfile hosts -x PYTHONPATH'; repeatable.",
     flag_values=FLAGS,
 )
 
 flags.register_validator(
     "backend",
-    lambda value: value == "local",
-    "is not available yet: use local",
+    lambda value: value in ("local", "ssh", "slurm", "mpi", "kubernetes"),
+    "must be local, ssh, slurm, mpi or kubernetes",
     flag_values=FLAGS,
 )
 flags.register_validator(
     "workers",
-    lambda value: parse_workers(value) != (0, 0),
+    lambda value: value is None or parse_workers(value) != (0, 0),
     "must be a positive number, or MIN:MAX with 1 <= MIN <= MAX",
     flag_values=FLAGS,
 )

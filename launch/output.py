@@ -123,18 +123,19 @@ class Output(threading.Thread):
         self._is_stuck = False
         self._written = 0
 
-    def add(self, name: str, sources: dict[int, int]) -> Capture:
+    def add(self, name: str, sources: dict[int, int], host: str = "") -> Capture:
         """Takes over a worker's output.
 
         Args:
             name: such as `worker 1`; makes the prefix and the log file's name.
             sources: pipe to read and close -> our file descriptor (1 or 2) to show it on.
+            host: goes into the prefix too.
         """
         capture = Capture(open_streams=len(sources), log=self._open_log(name))
 
         def register() -> None:
             for source, target in sources.items():
-                prefixer = Prefixer(self._prefix(name, target)) if self._shows(name) else None
+                prefixer = Prefixer(self._prefix(name, target, host)) if self._shows(name) else None
                 stream = _Stream(source, target, prefixer, capture)
                 self._selector.register(source, selectors.EVENT_READ, stream)
 
@@ -229,12 +230,13 @@ class Output(threading.Thread):
         except OSError:  # `| head` has left; the training and its log files go on
             self._broken.add(target)
 
-    def _prefix(self, name: str, target: int) -> bytes:
+    def _prefix(self, name: str, target: int, host: str = "") -> bytes:
+        label = f"{name} {host}" if host else name
         if not self._colours[target]:
-            return f"[{name}] ".encode()
+            return f"[{label}] ".encode()
         number = int(name.split()[-1]) if name[-1].isdigit() else 0
         colour = 1 if name == "launch" else _COLOURS[number % len(_COLOURS)]
-        return f"\x1b[{colour}m[{name}]\x1b[0m ".encode()
+        return f"\x1b[{colour}m[{label}]\x1b[0m ".encode()
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 STOPPED = 75  # EX_TEMPFAIL: saved and stopped on request, start again
+LOST = 255  # ssh's own, for a worker of which nothing more is known
 _ON_REQUEST = (STOPPED, 128 + signal.SIGTERM, -signal.SIGTERM)
 _ON_INTERRUPT = (128 + signal.SIGINT, -signal.SIGINT)
 _LAST_LINES = 12
@@ -38,6 +39,8 @@ class Ended:
         stall: why it counts as stalled; empty: it does not.
         unrunnable: errno of the attempt to execute it; 0: it ran.
         orphaned: its guard had gone, so how it ended is not known.
+        host: the other machine that it ran on; empty: this one.
+        lost: why nothing more is known of it; empty: it is known.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Ended:
     stall: str = ""
     unrunnable: int = 0
     orphaned: bool = False
+    host: str = ""
+    lost: str = ""
 
     @property
     def on_request(self) -> bool:
@@ -68,13 +73,13 @@ class Ended:
     @property
     def lost_a_peer(self) -> bool:
         """Whether it ended with the error that a peer's end causes."""
-        by_itself = self.code > 0 or self.code == -signal.SIGABRT
+        by_itself = (self.code > 0 or self.code == -signal.SIGABRT) and not self.lost
         return by_itself and bool(_LOST_PEER.search(self.tail))
 
     @property
     def port_taken(self) -> bool:
         """Whether it ended because somebody else had its port."""
-        return self.code > 0 and bool(_PORT_TAKEN.search(self.tail))
+        return self.code > 0 and not self.lost and bool(_PORT_TAKEN.search(self.tail))
 
     @property
     def exit_status(self) -> int:
@@ -84,8 +89,11 @@ class Ended:
         return self.code if self.code >= 0 else 128 - self.code
 
     def __str__(self) -> str:
+        on = f" on {self.host}" if self.host else ""
         if self.unrunnable:
-            return f"{self.name} could not be run: {os.strerror(self.unrunnable)}"
+            return f"{self.name}{on} could not be run: {os.strerror(self.unrunnable)}"
+        if self.lost:
+            return f"{self.name} was lost with {self.host}: {self.lost}"
         if self.stall:
             how = self.stall
         elif self.orphaned:
@@ -97,7 +105,7 @@ class Ended:
             how += " from the launcher, as it did not stop in time" if self.killed else ""
         else:
             how = f"exit status {self.code}"
-        return f"{self.name} (pid {self.pid}): {how}"
+        return f"{self.name} (pid {self.pid}{on}): {how}"
 
 
 @dataclass(frozen=True)

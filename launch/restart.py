@@ -79,7 +79,9 @@ class RestartPolicy:
         if first is None and self._free < _FREE_RESTARTS:
             self._free += 1
             return self._restart("a worker was stopped on request", delay_s=1.0)
-        if first is not None and first.slot is not None and not first.lost_a_peer:
+        # A host that was lost is looked for at each start: it is left out, or taken back, then.
+        is_own = first is not None and not first.lost_a_peer and not first.lost
+        if is_own and first is not None and first.slot is not None:
             self._strikes[first.slot] += 1
             if (
                 self._strikes[first.slot] >= _STRIKES

@@ -279,6 +279,35 @@ def test_an_address_of_another_host_is_an_error():
         meet(Cluster(("192.0.2.1:4000", "127.0.0.1:1"), 0), _IDENTITY, timeout_s=5.0)
 
 
+def _let_resolve(monkeypatch, name: str, from_s: float) -> None:
+    """Makes a name mean this machine from a time on; no query goes out for it."""
+    resolve = socket.getaddrinfo
+
+    def resolve_later(host, *arguments, **options):
+        if host == name and time.monotonic() < from_s:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve("127.0.0.1" if host == name else host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_later)
+
+
+def test_the_chief_waits_until_its_own_name_resolves(monkeypatch):
+    """The DNS of Kubernetes learns a pod's name a moment after its start."""
+    _let_resolve(monkeypatch, "pod-0.service", time.monotonic() + 1.0)
+    cluster = (_addresses(1)[0].replace("127.0.0.1", "pod-0.service"), "127.0.0.1:1")
+    with _chief(cluster, timeout_s=20.0) as chief:
+        meet(Cluster(cluster, 1), _IDENTITY, timeout_s=20.0)
+        assert chief.result(timeout=20) is None
+
+
+def test_a_name_that_never_resolves_is_an_error_at_the_timeout(monkeypatch):
+    _let_resolve(monkeypatch, "nowhere", float("inf"))
+    begin = time.monotonic()
+    with pytest.raises(RunError, match=r"own address nowhere:4000 cannot be used: .*known"):
+        meet(Cluster(("nowhere:4000", "127.0.0.1:1"), 0), _IDENTITY, timeout_s=0.5)
+    assert time.monotonic() - begin >= 0.5
+
+
 def test_a_server_that_is_no_chief_is_not_mistaken_for_one():
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

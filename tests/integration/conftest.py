@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hosts
 import pytest
+import sshd
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,14 +49,17 @@ class Group:
         self._count = 0
         self.processes = []
 
-    def start(self, command, addresses=None, index=0):
-        """Starts `python` with these arguments; its output goes to a file."""
+    def start(self, command, addresses=None, index=0, environ=None):
+        """Starts `python` with these arguments; its output goes to a file.
+
+        `environ` comes on top of the environment of a worker.
+        """
         log = self._folder / f"process-{self._count}.log"
         self._count += 1
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, *map(str, command)],
-                env=environment(addresses, index),
+                env=environment(addresses, index) | (environ or {}),
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -114,3 +119,24 @@ def group(new_group, tmp_path):
 def addresses():
     """fn(count) -> addresses on loopback."""
     return free_addresses
+
+
+@pytest.fixture(scope="module")
+def ssh_hosts(tmp_path_factory):
+    """n1, n2, n3 with ssh servers: (network, ssh's configuration); skips where there are none."""
+    if reason := sshd.why_not():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("hosts")
+    with hosts.Network(folder, ["n1", "n2", "n3"]) as network:
+        yield network, sshd.start(network, folder)
+
+
+@pytest.fixture
+def cluster(ssh_hosts, tmp_path):
+    """Launchers on these hosts, and after each test the proof that nothing of it is left."""
+    cluster = sshd.Cluster(*ssh_hosts, tmp_path)
+    try:
+        yield cluster
+    finally:
+        left = cluster.end()
+    assert left == {}

@@ -6,9 +6,13 @@ import subprocess
 
 import pytest
 
-from launch import local
 from launch.binding import Cpu, Machine, Shares
 from launch.job import Host, Job
+from launch.plan import plan
+
+
+def machine(gpus=()):
+    return Machine(tuple(Cpu(n, (0, n), 0) for n in range(4)), math.inf, tuple(gpus))
 
 
 def job(workers=2, gpus=(), **changes):
@@ -16,8 +20,7 @@ def job(workers=2, gpus=(), **changes):
         "command": ("train", "--epochs=3"),
         "directory": "/home/a b",
         "environ": {},
-        "hosts": (Host("127.0.0.1", workers),),
-        "machine": Machine(tuple(Cpu(n, (0, n), 0) for n in range(4)), math.inf, tuple(gpus)),
+        "hosts": (Host("127.0.0.1", workers, machine(gpus)),),
         "shares": Shares(),
         "slots": tuple(range(workers)),
         "ports": tuple(range(4000, 4000 + workers)),
@@ -26,7 +29,7 @@ def job(workers=2, gpus=(), **changes):
 
 
 def test_cluster_and_roles_are_those_of_tf_config():
-    tasks = local.plan(job(evaluator=True))
+    tasks = plan(job(evaluator=True))
     configs = [json.loads(task.env["TF_CONFIG"]) for task in tasks]
     cluster = {"worker": ["127.0.0.1:4000", "127.0.0.1:4001"]}
     assert configs == [
@@ -38,7 +41,7 @@ def test_cluster_and_roles_are_those_of_tf_config():
 
 
 def test_left_out_place_keeps_its_gpus_and_gives_up_its_cpus():
-    tasks = local.plan(job(workers=4, gpus="0123", slots=(0, 2), ports=(4000, 4001)))
+    tasks = plan(job(workers=4, gpus="0123", slots=(0, 2), ports=(4000, 4001)))
     assert [task.env["DIST_LAUNCH_INDEX"] for task in tasks] == ["0", "1"]
     assert [task.env["DIST_LAUNCH_LOCAL_INDEX"] for task in tasks] == ["0", "2"]
     assert [task.env["CUDA_VISIBLE_DEVICES"] for task in tasks] == ["0", "2"]
@@ -46,29 +49,29 @@ def test_left_out_place_keeps_its_gpus_and_gives_up_its_cpus():
 
 
 def test_evaluator_gets_the_gpus_that_are_left_or_none():
-    assert local.plan(job(gpus="012", evaluator=True))[-1].env["CUDA_VISIBLE_DEVICES"] == "2"
-    assert local.plan(job(gpus="01", evaluator=True))[-1].env["CUDA_VISIBLE_DEVICES"] == "-1"
+    assert plan(job(gpus="012", evaluator=True))[-1].env["CUDA_VISIBLE_DEVICES"] == "2"
+    assert plan(job(gpus="01", evaluator=True))[-1].env["CUDA_VISIBLE_DEVICES"] == "-1"
 
 
 def test_machine_without_gpus_leaves_the_variable_alone():
-    assert "CUDA_VISIBLE_DEVICES" not in local.plan(job())[0].env
+    assert "CUDA_VISIBLE_DEVICES" not in plan(job())[0].env
 
 
 @pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
 def test_proxy_exceptions_are_extended(name):
-    [task, _] = local.plan(job(environ={name: "example.org,127.0.0.1"}))
+    [task, _] = plan(job(environ={name: "example.org,127.0.0.1"}))
     assert task.env[name] == "example.org,127.0.0.1"
-    [task, _] = local.plan(job(environ={name: "example.org"}))
+    [task, _] = plan(job(environ={name: "example.org"}))
     assert task.env[name] == "example.org,127.0.0.1"
 
 
 def test_interop_threads_are_set_on_one_cpu_only():
-    assert local.plan(job(workers=4))[0].env["TF_NUM_INTEROP_THREADS"] == "1"
-    assert "TF_NUM_INTEROP_THREADS" not in local.plan(job(workers=2))[0].env
+    assert plan(job(workers=4))[0].env["TF_NUM_INTEROP_THREADS"] == "1"
+    assert "TF_NUM_INTEROP_THREADS" not in plan(job(workers=2))[0].env
 
 
 def test_shell_line_is_exact():
-    [task] = local.plan(job(workers=1, command=("sh", "-c", "echo $HOME 'x'")))
+    [task] = plan(job(workers=1, command=("sh", "-c", "echo $HOME 'x'")))
     line = task.shell_line()
     assert line.startswith("cd '/home/a b' && env 'TF_CONFIG={")
     assert line.endswith("""taskset -c 0,1,2,3 sh -c 'echo $HOME '"'"'x'"'"''""")

@@ -47,7 +47,7 @@ def test_help_names_every_flag_and_comes_within_a_third_of_a_second(launcher):
     assert result.status == 0
     flags = (
         "backend workers evaluator max_restarts cpu_bind threads gpus_per_worker start_timeout_s"
-        " stall_timeout_s grace_period_s log_dir tee quiet dry_run"
+        " stall_timeout_s grace_period_s log_dir tee quiet dry_run image kubernetes_kind volume"
     )
     for flag in flags.split():
         assert f"{flag}:".encode() in result.out
@@ -109,7 +109,7 @@ def test_evaluator_that_does_not_end_is_stopped_after_the_training(launcher):
 def test_neither_tensorflow_nor_the_trainer_is_imported():
     code = """
 import pkgutil, sys, launch
-for module in pkgutil.iter_modules(launch.__path__, "launch."):
+for module in pkgutil.walk_packages(launch.__path__, "launch."):
     __import__(module.name)
 print({name.split(".")[0] for name in sys.modules} & {"tensorflow", "numpy", "keras", "dist_train"})
 """

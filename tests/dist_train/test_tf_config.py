@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_train import UsageError
-from dist_train.cluster import Cluster, of_environment
+from dist_train.cluster import Cluster
+from dist_train.environments import find_cluster
 
 _A, _B, _C = "n1:4000", "n2:4000", "n3:4000"
 
@@ -17,7 +18,7 @@ def _text(cluster=None, kind="worker", index=0, **changed) -> str:
 
 
 def _of(text: str, strategy: str = "multi_worker") -> Cluster | None:
-    return of_environment({"TF_CONFIG": text}, strategy)
+    return find_cluster({"TF_CONFIG": text}, strategy, 1.0)
 
 
 def test_workers_are_in_the_order_of_the_text():
@@ -33,6 +34,18 @@ def test_a_chief_comes_before_the_workers():
     assert _of(_text(jobs, "chief", 0)).is_chief
     assert _of(_text(jobs, "worker", 0)) == Cluster((_C, _A, _B), 1)
     assert _of(_text(jobs, "worker", 1)) == Cluster((_C, _A, _B), 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "index", "expected"), [("chief", 0, 0), ("worker", 0, 1), ("worker", 1, 2)]
+)
+def test_the_text_of_kubeflow_s_operator_is_understood(kind, index, expected):
+    hosts = {
+        "chief": ["mnist-chief-0.ml.svc:2222"],
+        "worker": ["mnist-worker-0.ml.svc:2222", "mnist-worker-1.ml.svc:2222"],
+    }
+    cluster = _of(_text(hosts, kind, index, environment="cloud"))
+    assert cluster == Cluster((*hosts["chief"], *hosts["worker"]), expected)
 
 
 def test_without_a_chief_worker_0_is_the_chief():
@@ -56,21 +69,21 @@ def test_names_and_ip_addresses_are_addresses(address):
 
 @pytest.mark.parametrize("strategy", ["default", "mirrored"])
 def test_one_process_needs_no_cluster(strategy):
-    assert of_environment({}, strategy) is None
-    assert of_environment({"TF_CONFIG": ""}, strategy) is None
+    assert find_cluster({}, strategy, 1.0) is None
+    assert find_cluster({"TF_CONFIG": ""}, strategy, 1.0) is None
     assert _of(_text({"worker": [_A]}), strategy) is None
 
 
 @pytest.mark.parametrize("strategy", ["default", "mirrored"])
 def test_four_workers_never_become_four_single_runs(strategy):
-    with pytest.raises(UsageError, match=f"names 2 workers but strategy={strategy}"):
+    with pytest.raises(UsageError, match=f"has 2 workers but strategy={strategy}"):
         _of(_text(), strategy)
 
 
 @pytest.mark.parametrize("environ", [{}, {"TF_CONFIG": ""}])
 def test_multi_worker_without_a_cluster_is_an_error(environ):
     with pytest.raises(UsageError, match=r"TF_CONFIG, which is not set; start it with dist-launch"):
-        of_environment(environ, "multi_worker")
+        find_cluster(environ, "multi_worker", 1.0)
 
 
 @pytest.mark.parametrize(

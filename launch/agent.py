@@ -1,0 +1,161 @@
+"""The agent: our end of an ssh connection on another machine. `launch.remote` sends it there.
+
+It runs one worker, as its guard's parent, and speaks to `launch.relay` in the way described there.
+It imports nothing but the standard library and what is sent along with it.
+
+When its input ends, or falls silent (a cut link ends nothing), it lets go of the guard's socket,
+and the guard kills the worker's tree. The guard does so too if the agent itself is killed.
+"""
+
+import contextlib
+import os
+import select
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from launch import guard, relay
+
+# What is left in the pipes of a dead tree is read at once.
+_DRAIN_S = 5.0
+
+
+def main(request: Mapping[str, Any]) -> None:
+    """Runs the worker that `launch.remote` describes."""
+    _Agent(request).run()
+
+
+def environment(carried: Mapping[str, str]) -> dict[str, str]:
+    """This machine's own environment with what was carried over; PATH has both."""
+    own = os.environ.get("PATH", os.defpath)
+    paths = [*carried.get("PATH", "").split(":"), *own.split(":")]
+    path = ":".join(dict.fromkeys(path for path in paths if path))
+    return {**os.environ, **carried, "PATH": path}
+
+
+def hold_port(port: int) -> socket.socket:
+    """Keeps others from being given a port (0: a free one), as `launch.ports` does."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with contextlib.suppress(OSError):  # somebody has it: the worker finds out, and says so
+        sock.bind(("", port))
+    return sock
+
+
+class _Agent:
+    def __init__(self, request: Mapping[str, Any]):
+        self._link_timeout_s = request["link_timeout_s"]
+        self._held = hold_port(request["held_port"]) if request["held_port"] else None
+        guard.adopt_orphans()
+        self._control, guard_side = socket.socketpair()
+        self._sources: dict[int, bytes] = {}
+        ends = []
+        for kind in (relay.STDOUT, relay.STDERR):
+            source, end = os.pipe()
+            self._sources[source] = kind
+            ends.append(end)
+        self._guard = os.fork()
+        if self._guard == 0:
+            _become_guard(request, guard_side, ends)
+        guard_side.close()
+        for end in ends:
+            os.close(end)
+        self._news = b""
+        self._relay = relay.Outlet(1)
+
+    def run(self) -> None:
+        """Serves until the guard has gone and all output is on its way."""
+        self._serve()
+        guard.kill_tree()  # of a guard that was killed itself
+        self._send(relay.END)
+        os.set_blocking(1, True)
+        self._relay.write(b"")
+
+    def _serve(self) -> None:
+        inputs = [0, self._control.fileno()]
+        heard_at, beat_at = time.monotonic(), 0.0
+        end_at = float("inf")
+        while self._sources or end_at == float("inf"):
+            now = time.monotonic()
+            if now > end_at:
+                return
+            if 0 in inputs and now - heard_at > self._link_timeout_s:
+                self._let_go()
+                inputs.remove(0)
+            if now >= beat_at:
+                self._send(relay.BEAT)
+                beat_at = now + relay.BEAT_S
+            is_full = len(self._relay.pending) > relay.FULL
+            reads = [*inputs, *([] if is_full else self._sources)]
+            writes = [1] if self._relay.pending else []
+            ready, writable, _ = select.select(reads, writes, [], relay.BEAT_S / 2)
+            if writable:
+                self._relay.write(b"")
+            for source in set(ready) & set(self._sources):
+                if chunk := os.read(source, 1 << 16):
+                    self._send(self._sources[source], chunk)
+                else:
+                    del self._sources[source]
+            if self._control.fileno() in ready and not self._take_news():
+                inputs.remove(self._control.fileno())
+                end_at = now + _DRAIN_S
+            if 0 in ready:
+                heard_at = now
+                if not self._pass_on():
+                    self._let_go()
+                    inputs.remove(0)
+
+    def _pass_on(self) -> bool:
+        """Hands signals to the guard; False: there is nobody any more to send some."""
+        try:
+            requests = os.read(0, 64)
+        except OSError:
+            return False
+        if signals := requests.replace(b"\0", b""):
+            with contextlib.suppress(OSError):
+                self._control.send(signals)
+        return bool(requests)
+
+    def _let_go(self) -> None:
+        """Nobody hears us any more: the guard kills all, and the output goes nowhere."""
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_WR)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        self._relay.pending = b""
+
+    def _take_news(self) -> bool:
+        try:
+            data = self._control.recv(4096)
+        except OSError:
+            data = b""
+        *lines, self._news = (self._news + data).split(b"\n")
+        for line in lines:
+            self._send(relay.NEWS, line)
+        return bool(data)
+
+    def _send(self, kind: bytes, content: bytes = b"") -> None:
+        self._relay.write(relay.HEADER.pack(kind, len(content)) + content)
+
+
+def _become_guard(request: Mapping[str, Any], control: socket.socket, ends: list[int]) -> None:
+    try:
+        os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(ends[0], 1)
+        os.dup2(ends[1], 2)
+        # Also the agent's ends, else neither would ever see the other's end.
+        os.closerange(3, control.fileno())
+        os.closerange(control.fileno() + 1, 256)
+        os.environ.update(environment(request["env"]))
+        try:
+            os.chdir(request["directory"])
+        except OSError as error:
+            print(f"dist-launch: {request['directory']}: {error.strerror}", file=sys.stderr)
+            control.send(f"unrunnable {error.errno}\n".encode())
+        else:
+            guard.guard(control.fileno(), request["command"], set(request["cpus"]))
+    finally:
+        sys.stderr.flush()
+        os._exit(0)

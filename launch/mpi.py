@@ -1,0 +1,80 @@
+"""The MPI backend: one mpirun, which starts, watches and stops the ranks.
+
+mpirun tells each rank who it is; dist-train reads that by itself. The launcher becomes mpirun, so
+that signals, output and exit status are mpirun's own.
+"""
+
+import os
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+
+from launch import options
+
+# What mpirun does in its own way, or not at all.
+_NOT_HERE = {
+    "hosts": "use --mpi_options='--host n1:2,n2:2'",
+    "hostfile": "use --mpi_options='--hostfile FILE'",
+    "env": "use --mpi_options='-x NAME'",
+    "evaluator": "start `dist-train --mode=follow` beside it",
+    "max_restarts": "start it again by hand, or use --backend=ssh or slurm",
+    "cpu_bind": "use --mpi_options=--bind-to=...",
+    "threads": "set TF_NUM_INTRAOP_THREADS",
+    "gpus_per_worker": "the ranks of a host share its GPUs equally; or set CUDA_VISIBLE_DEVICES",
+    "start_timeout_s": "give it to dist-train, after the --",
+    "stall_timeout_s": "give it to dist-train, after the --",
+    "log_dir": "use --mpi_options=--output-filename=...",
+    "tee": "use --mpi_options=--output-filename=...",
+    "quiet": "use --mpi_options=--output-filename=...",
+}
+
+
+def plan(
+    command: Sequence[str], workers: int, further: Sequence[str], environ: Mapping[str, str]
+) -> list[str]:
+    """The mpirun command line.
+
+    Args:
+        command: the ranks'.
+        workers: how many ranks.
+        further: options of mpirun.
+        environ: from where it is started.
+    """
+    # Of the shell; the ranks would all take themselves for the same worker.
+    clean = ["env", "--unset=TF_CONFIG"] if "TF_CONFIG" in environ else []
+    return [*clean, "mpirun", "-n", str(workers), *further, *command]
+
+
+def run(command: Sequence[str]) -> int:
+    """Prints the command line (--dry_run), or becomes it.
+
+    Returns:
+        The exit status for the launcher, if this is still the launcher.
+
+    Raises:
+        ValueError: the flags do not fit; the text says which one and why.
+        FileNotFoundError: there is no mpirun.
+    """
+    for name, remedy in _NOT_HERE.items():
+        if options.FLAGS[name].present:
+            raise ValueError(f"--{name} has no meaning with --backend=mpi; {remedy}")
+    least, most = options.parse_workers(options.WORKERS.value or "2")
+    if least != most:
+        raise ValueError(
+            f"--workers={options.WORKERS.value}: mpirun has one number of ranks; use"
+            f" --workers={most}"
+        )
+    try:
+        further = [word for text in options.MPI_OPTIONS.value for word in shlex.split(text)]
+    except ValueError as error:
+        raise ValueError(f"--mpi_options: {error}; quote as in a shell") from None
+    line = plan(command, most, further, os.environ)
+    # Open MPI kills what has not ended a second after SIGTERM, in which nothing is saved.
+    grace = {"OMPI_MCA_odls_base_sigkill_timeout": f"{options.GRACE_PERIOD_S.value:.0f}"}
+    if options.DRY_RUN.value:
+        print(shlex.join(["env", *(f"{name}={value}" for name, value in grace.items()), *line]))
+    elif shutil.which("mpirun"):
+        os.execvpe(line[0], line, {**os.environ, **grace})
+    else:
+        raise FileNotFoundError("command not found: mpirun; install Open MPI or MPICH")
+    return 0

@@ -1,0 +1,348 @@
+"""The ssh backend on three hosts with real servers: workers, ends, errors before the start."""
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+
+import hosts
+import pytest
+
+# The launcher's own bound is 10 s; the machine may be loaded.
+_PREFLIGHT_S = 15
+
+GROWS_A_TREE = """
+import os, signal, sys, time
+def leave(number, frame):
+    print("saved after", number)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, leave)
+signal.signal(signal.SIGINT, leave)
+if os.fork() == 0:
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(100)
+open("up-%s-%s" % (os.environ["DIST_LAUNCH_RESTART"], os.environ["DIST_LAUNCH_INDEX"]), "w").close()
+time.sleep(100)
+"""
+TREE = ["--", sys.executable, "-S", "-E", "-c", GROWS_A_TREE]
+
+
+def wait_for_workers(cluster, process, count, restart=0):
+    pattern = f"up-{restart}-*"
+    up = hosts.wait_until(lambda: len(list(cluster.folder.glob(pattern))) == count, 40)
+    assert up, process.log.read_text()
+
+
+def test_workers_know_the_cluster_their_host_and_their_place(cluster):
+    script = """
+echo "$(hostname) $DIST_LAUNCH_LOCAL_INDEX $(pwd) $TF_CONFIG"; echo to stderr >&2; cat
+"""
+    status, output = cluster.run("--hosts=n1,n2:2", "--", "sh", "-c", script)
+    assert status == 0, output
+    found = {}
+    for line in output.splitlines():
+        if match := re.match(r"\[worker (\d) (n\d)\] (n\d) (\d) (\S+) (\{.*)", line):
+            assert match[2] == match[3]
+            assert match[5] == str(cluster.folder)
+            found[int(match[1])] = (match[2], int(match[4]), json.loads(match[6]))
+    assert [found[index][:2] for index in range(3)] == [("n1", 0), ("n2", 0), ("n2", 1)]
+    addresses = found[0][2]["cluster"]["worker"]
+    assert [address.split(":")[0] for address in addresses] == ["n1", "n2", "n2"]
+    assert len(set(addresses)) == 3
+    assert [found[index][2]["task"]["index"] for index in range(3)] == [0, 1, 2]
+    assert output.count("] to stderr") == 3
+
+
+def test_hosts_of_a_file_are_reached_by_ipv6_and_as_another_user(cluster):
+    if not cluster.network["n1"].has_address6():
+        pytest.skip("needs IPv6")
+    address = f"[{cluster.network['n2'].address6}]"
+    (cluster.folder / "hosts").write_text(f"# mine\nroot@n1\n{address} slots=2  # two\n")
+    status, output = cluster.run("--hostfile=hosts", "--", "sh", "-c", "echo $TF_CONFIG; hostname")
+    assert status == 0, output
+    assert re.search(rf'"n1:\d+", "{re.escape(address)}:\d+", "{re.escape(address)}:\d+"', output)
+    assert output.count("] n2\n") == 2
+
+
+@pytest.mark.parametrize(("end", "status"), [("exit 7", 7), ("kill -SEGV $$", 139)])
+def test_exit_status_and_signal_of_a_worker_come_back_exactly(cluster, end, status):
+    script = f"[ $DIST_LAUNCH_INDEX = 1 ] && {{ echo oh no; {end}; }}; exec sleep 60"
+    code, output = cluster.run("--hosts=n1,n2", "--nopreflight", "--", "sh", "-c", script)
+    assert code == status, output
+    assert re.search(r"first failure.*worker 1 \(pid \d+ on n2\)", output)
+    assert "|   oh no" in output or "| oh no" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_request_is_forwarded_and_leaves_nothing_anywhere(cluster, number):
+    process = cluster.start("--hosts=n1,n2,n3", *TREE)
+    wait_for_workers(cluster, process, 3)
+    os.kill(process.inside, number)
+    assert process.wait(30) == 75
+    assert process.log.read_text().count(f"saved after {number}") == 3
+    assert cluster.alive() == {}
+
+
+def test_launcher_killed_with_sigkill_leaves_nothing_on_any_host(cluster):
+    process = cluster.start("--hosts=n1,n2,n3", *TREE)
+    wait_for_workers(cluster, process, 3)
+    assert set(cluster.alive()) == {"head", "n1", "n2", "n3"}
+    os.kill(process.inside, signal.SIGKILL)
+    assert hosts.wait_until(lambda: cluster.alive() == {}, 10), cluster.alive()
+
+
+def test_killed_client_or_agent_ends_the_worker_and_names_the_host(cluster):
+    for victim in ("client", "agent"):
+        for mark in cluster.folder.glob("up-*"):
+            mark.unlink()
+        process = cluster.start("--hosts=n1,n2", *TREE)
+        wait_for_workers(cluster, process, 2)
+        host = cluster.network.head if victim == "client" else cluster.network["n2"]
+        os.kill(victim_of(host, victim), signal.SIGKILL)
+        assert process.wait(30) == 255
+        output = process.log.read_text()
+        assert "worker 1 was lost with n2: the connection ended" in output, output
+        assert hosts.wait_until(lambda: cluster.alive() == {}, 15), cluster.alive()
+
+
+def victim_of(host, victim):
+    """The ssh client below worker 1's relay, or the agent above a guard."""
+    processes = host.processes()
+    if victim == "client":
+        [relay] = [p for p, c in processes.items() if "relay.py" in c and "-- n2" in c]
+        [client] = [p for p, c in processes.items() if c.startswith("ssh ") and parent(p) == relay]
+        return client
+    # The guard is a fork of its agent, and the worker is the guard's child.
+    [guard] = {parent(p) for p, c in processes.items() if GROWS_A_TREE.split()[0] in c} & {
+        p for p, c in processes.items() if "exec(open(0" in c
+    }
+    return parent(guard)
+
+
+def parent(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+def test_cut_link_is_noticed_and_named_and_the_other_end_kills_its_tree(cluster):
+    process = cluster.start("--hosts=n1,n2", "--link_timeout_s=4", *TREE)
+    wait_for_workers(cluster, process, 2)
+    cluster.network["n2"].cut()
+    begin = time.monotonic()
+    assert process.wait(30) == 255
+    assert time.monotonic() - begin < 4 + 10
+    output = process.log.read_text()
+    assert "worker 1 was lost with n2: nothing came over the link for 4 s" in output
+    assert "worker 0: stopped on request, exit status 75" in output
+    assert hosts.wait_until(lambda: cluster.alive() == {}, 20), cluster.alive()
+
+
+def test_cut_of_a_second_ends_nothing(cluster):
+    script = "echo begin; sleep 6; echo end"
+    process = cluster.start("--hosts=n1,n2", "--link_timeout_s=6", "--", "sh", "-c", script)
+    assert hosts.wait_until(lambda: process.log.read_text().count("] begin") == 2, 30)
+    cluster.network["n2"].cut()
+    time.sleep(1)
+    cluster.network["n2"].mend()
+    assert process.wait(40) == 0
+    assert process.log.read_text().count("] end") == 2
+
+
+def test_dead_host_is_left_out_and_taken_back(cluster):
+    flags = ["--workers=2:3", "--max_restarts=3", "--link_timeout_s=4", "--grace_period_s=5"]
+    process = cluster.start("--hosts=n1,n2,n3", *flags, *TREE)
+    wait_for_workers(cluster, process, 3)
+    cluster.network["n2"].cut()
+    wait_for_workers(cluster, process, 2, restart=1)
+    assert "left out: n2: ssh: connect to host n2 port 22" in process.log.read_text()
+    cluster.network["n2"].mend()
+    [pid] = [p for p, c in cluster.network["n3"].processes().items() if is_worker(p, c)]
+    os.kill(pid, signal.SIGKILL)
+    wait_for_workers(cluster, process, 3, restart=2)
+    os.kill(process.inside, signal.SIGTERM)
+    assert process.wait(30) == 75
+
+
+def is_worker(pid, command):
+    return (
+        "open(" in command
+        and "exec(open(0" not in command
+        and str(parent(pid)) != "1"
+        and ("setsid" in command and os.getsid(pid) == pid and parent_is_guard(pid))
+    )
+
+
+def parent_is_guard(pid):
+    with open(f"/proc/{parent(pid)}/cmdline") as file:
+        return "exec(open(0" in file.read()
+
+
+def test_dead_host_ends_a_run_that_cannot_do_without_it(cluster):
+    flags = ["--max_restarts=1", "--link_timeout_s=4"]
+    process = cluster.start("--hosts=n1,n2", *flags, *TREE)
+    wait_for_workers(cluster, process, 2)
+    cluster.network["n2"].cut()
+    assert process.wait(60) == 255
+    output = process.log.read_text()
+    assert "restart 1 of 1" in output
+    assert re.search(r"first failure.*\n?.*lost with n2: ssh: connect to host n2", output), output
+
+
+def test_variables_are_carried_over_and_no_secret_is_on_a_command_line(cluster):
+    script = """
+echo "token=$DIST_TRAIN_TOKEN own=$OWN extra=$EXTRA tf=$TF_SOMETHING other=$OTHER"
+while [ ! -e seen ]; do sleep 0.1; done
+"""
+    process = cluster.start(
+        *["--hosts=n1,n2", "--env=OWN,EXTRA2", "--env=EXTRA=a b,c", "--", "sh", "-c", script],
+        DIST_TRAIN_TOKEN="hush-4711",
+        OWN="hush-4712",
+        EXTRA2="x",
+        TF_SOMETHING="1",
+        OTHER="stays here",
+    )
+    line = "token=hush-4711 own=hush-4712 extra=a b,c tf=1 other=\n"
+    assert hosts.wait_until(lambda: process.log.read_text().count(line) == 2, 40)
+    commands = [command for each in cluster.alive().values() for command in each]
+    (cluster.folder / "seen").touch()
+    assert len(commands) > 6
+    assert not [command for command in commands if "hush" in command]
+    assert process.wait(30) == 0
+
+
+def test_heartbeats_and_stacks_cross_the_network(cluster):
+    source = """
+import faulthandler, os, signal, time
+faulthandler.register(signal.SIGQUIT)
+def wait_for_peer():
+    while True:
+        time.sleep(0.05)
+for step in range(3 if os.environ["DIST_LAUNCH_INDEX"] == "1" else 4):
+    with open(os.environ["DIST_LAUNCH_HEARTBEAT"], "w") as file:
+        file.write(str(step))
+    time.sleep(0.7)
+wait_for_peer()
+"""
+    command = [sys.executable, "-S", "-E", "-c", source]
+    status, output = cluster.run("--hosts=n1,n2", "--stall_timeout_s=3", "--", *command)
+    assert status == 1
+    assert re.search(r"first failure.*worker 1 \(pid \d+ on n2\): has been silent for", output)
+    assert "at step 2 (the furthest is 3)" in output
+    for index in (0, 1):
+        assert re.search(rf"\[worker {index} n{index + 1}\]   File .* in wait_for_peer", output)
+
+
+def test_much_output_arrives_whole(cluster):
+    command = ["sh", "-c", "seq 200000; seq 200000 >&2"]
+    status, output = cluster.run("--hosts=n1,n2", "--nopreflight", "--", *command)
+    assert status == 0
+    for worker in ("worker 0 n1", "worker 1 n2"):
+        lines = [line for line in output.splitlines() if line.startswith(f"[{worker}]")]
+        assert len(lines) == 400000
+        assert lines.count(f"[{worker}] 200000") == 2
+
+
+def test_many_workers_of_one_host_come_in_though_it_turns_some_away(cluster):
+    status, output = cluster.run("--hosts=n3:12", "--", "sh", "-c", "echo $DIST_LAUNCH_LOCAL_INDEX")
+    assert status == 0, output
+    assert sorted(re.findall(r"n3\] (\d+)", output), key=int) == [str(n) for n in range(12)]
+
+
+def test_dry_run_lines_do_in_a_shell_what_the_launcher_does(cluster):
+    script = 'echo "$DIST_LAUNCH_INDEX $(hostname) $(pwd) $TF_SOMETHING [$1]"'
+    command = ["--", "sh", "-c", script, "sh", "it's $HOME"]
+    env = {"TF_SOMETHING": "a b", "DIST_TRAIN_TOKEN": "hush-4711"}
+    status, dry = cluster.run("--hosts=n1,n2", "--dry_run", *command, **env)
+    assert status == 0
+    assert "hush" not in dry
+    assert "DIST_TRAIN_TOKEN" in dry
+    pasted = cluster.network.head.run(["sh", "-c", dry])
+    assert pasted.splitlines() == [
+        f"{index} n{index + 1} {cluster.folder} a b [it's $HOME]" for index in (0, 1)
+    ]
+
+
+class TestPreflight:
+    """What is found within 10 s, before anything starts."""
+
+    def check(self, cluster, *arguments, status, **env):
+        begin = time.monotonic()
+        code, output = cluster.run(*arguments, **env)
+        assert time.monotonic() - begin < _PREFLIGHT_S
+        assert code == status, output
+        assert "Traceback" not in output
+        assert "[worker" not in output
+        return output
+
+    def test_unreachable_host_is_named(self, cluster):
+        cluster.network["n3"].cut()
+        output = self.check(cluster, "--hosts=n1,n2,n3", "--", "true", status=2)
+        assert re.search(r"\[launch\] n3: .*is it up", output), output
+        assert "n1:" not in output
+
+    def test_unknown_name_and_refused_key_are_named(self, cluster):
+        output = self.check(cluster, "--hosts=n1,n9", "--", "true", status=2)
+        assert "n9: ssh: Could not resolve hostname n9" in output
+        output = self.check(cluster, "--hosts=n1,nobody@n2", "--", "true", status=2)
+        assert re.search(r"n2: .*Permission denied.*--ssh_identity", output), output
+
+    def test_missing_directory_and_command_are_named(self, cluster):
+        folder = cluster.network["n2"].run(["mktemp", "-d"]).strip()
+        cluster.network["n2"].run(["mount", "--bind", folder, cluster.folder.parent])
+        try:
+            output = self.check(cluster, "--hosts=n1,n2", "--", "true", status=2)
+        finally:
+            cluster.network["n2"].run(["umount", cluster.folder.parent])
+            os.rmdir(folder)
+        assert f"n2: the working directory {cluster.folder}: No such file" in output
+        output = self.check(cluster, "--hosts=n1,n2", "--", "no-such-command", status=127)
+        assert "n1: the command no-such-command is missing" in output
+
+    def test_other_versions_are_named(self, cluster):
+        for name, version in (("a", "1.5"), ("b", "1.6")):
+            info = cluster.folder / name / "keras-1.dist-info"
+            info.mkdir(parents=True)
+            (info / "METADATA").write_text(
+                f"Metadata-Version: 2.1\nName: keras\nVersion: {version}"
+            )
+        here, there = cluster.folder / "a", cluster.folder / "b"
+        cluster.network["n2"].run(["mount", "--bind", there, here])
+        try:
+            output = self.check(
+                *(cluster, "--hosts=n1,n2", "--env=PYTHONPATH=" + str(here)),
+                *("--", sys.executable, "-c", "pass"),
+                status=2,
+            )
+        finally:
+            cluster.network["n2"].run(["umount", here])
+        assert "n2: keras 1.6 here, 1.5 on n1; install the same versions" in output
+
+    def test_name_that_a_host_takes_for_loopback_is_named(self, cluster):
+        wrong = cluster.folder / "hosts"
+        wrong.write_text("127.0.1.1 n2\n10.77.0.1 n1\n")
+        cluster.network["n2"].run(["mount", "--bind", wrong, "/etc/hosts"])
+        try:
+            output = self.check(cluster, "--hosts=n1,n2", "--", "true", status=2)
+        finally:
+            cluster.network["n2"].run(["umount", "/etc/hosts"])
+        assert "n2: it takes its own name for 127.0.1.1" in output
+
+    def test_closed_port_between_two_hosts_is_named(self, cluster):
+        # A route of its own that leads nowhere: n1 and n3 do not reach each other, the head both.
+        cluster.network["n1"].run(["ip", "route", "add", "unreachable", "10.77.0.3/32"])
+        try:
+            output = self.check(cluster, "--hosts=n1,n3", "--", "true", status=2)
+        finally:
+            cluster.network["n1"].run(["ip", "route", "del", "unreachable", "10.77.0.3/32"])
+        assert re.search(r"n1: cannot reach n3:\d+: No route to host", output), output
+
+    def test_host_that_does_not_answer_is_left_out_of_an_elastic_run(self, cluster):
+        cluster.network["n2"].cut()
+        code, output = cluster.run("--hosts=n1,n2,n3", "--workers=2:3", "--", "hostname")
+        assert code == 0, output
+        assert "left out: n2: " in output
+        assert "[worker 0 n1] n1" in output
+        assert "[worker 1 n3] n3" in output
