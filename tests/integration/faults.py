@@ -17,9 +17,9 @@ import time
 AT_A_STEP = ("sigkill", "sigterm", "sigint", "sigstop", "full disk", "kill all and truncate")
 AT_THE_START = ("other flag", "late", "never", "port taken", "killed early")
 SETTINGS = {
-    "sgd": ["--optimizer=sgd", "--learning_rate=0.05"],
+    "sgd": ["--optimizer=sgd", "--learning_rate=0.01"],
     "adam": ["--optimizer=adam", "--lr_schedule=cosine", "--warmup_steps=20", "--clip_norm=1"],
-    "ema": ["--learning_rate=0.05", "--ema=0.9", "--gradient_accumulation=2"],
+    "ema": ["--learning_rate=0.01", "--ema=0.9", "--gradient_accumulation=2"],
 }
 
 
@@ -92,6 +92,7 @@ def main() -> None:
         elif fault.kind == "port taken":
             address = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"][0]
             occupied = socket.socket()
+            occupied.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the launcher keeps it
             occupied.bind(("127.0.0.1", int(address.rpartition(":")[2])))
             occupied.listen()
             globals()["kept"] = occupied  # until this process ends

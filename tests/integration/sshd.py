@@ -99,8 +99,10 @@ class Cluster:
         inherited = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"}
         with log.open("wb") as file:
             process = self.network.head.start(
-                [sys.executable, "-m", "launch", "--backend=ssh"]
-                + [f"--ssh_options=-F {self.config}", *arguments],
+                [
+                    *(sys.executable, "-m", "launch", "--backend=ssh"),
+                    *(f"--ssh_options=-F {self.config}", *arguments),
+                ],
                 cwd=self.folder,
                 env={**inherited, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1", **env},
                 stdin=subprocess.DEVNULL,
