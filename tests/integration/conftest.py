@@ -11,6 +11,7 @@ from pathlib import Path
 import hosts
 import pytest
 import sshd
+import trajectory
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,6 +114,16 @@ def group(new_group, tmp_path):
     started = new_group(tmp_path)
     yield started
     started.end()
+
+
+@pytest.fixture(scope="session")
+def whole_run(new_group, tmp_path_factory):
+    """The workdir of the run of `trajectory` by one process, without a fault."""
+    folder = tmp_path_factory.mktemp("whole")
+    group = new_group(folder)
+    group.start([*trajectory.TRAIN, "--workdir=run"])
+    assert group.wait(180) == [0], group.output(0)
+    return folder / "run"
 
 
 @pytest.fixture
