@@ -20,7 +20,8 @@ SAY = """
 import json, os, socket
 from dist_train.environments import find_cluster
 cluster = find_cluster(os.environ, "multi_worker", 20.0)
-print(json.dumps([cluster.index, socket.gethostname(), cluster.addresses]), flush=True)
+line = json.dumps([cluster.index, socket.gethostname(), cluster.addresses])
+os.write(1, line.encode() + b"\\n")  # at once, or those of several ranks get mixed
 """
 NETWORK = "10.77.0.0/24"
 # mpirun finds Slurm's programs, and would ask them; and it refuses to run as root, unasked.
