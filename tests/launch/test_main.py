@@ -18,7 +18,7 @@ import pytest
         (["--workers=0", "true"], "flag --workers=0: must be a positive number, or MIN:MAX"),
         (["--workers=3:2", "true"], "flag --workers=3:2: must be"),
         (["--workers=two", "true"], "flag --workers=two: must be"),
-        (["--backend=slurm", "true"], "flag --backend=slurm: is not available yet: use local"),
+        (["--backend=pbs", "true"], "flag --backend=pbs: must be local, ssh, slurm, mpi or"),
         (["--max_restarts=-1", "true"], "flag --max_restarts=-1"),
         (["--threads=many", "true"], "flag --threads=many: must be auto or a positive number"),
         (["--gpus_per_worker=x", "true"], "flag --gpus_per_worker=x: must be auto, 0 or"),
