@@ -87,7 +87,7 @@ def test_workers_are_those_of_the_machines_in_their_order(backend, machines):
     find = functools.partial(environments.find_cluster, strategy="multi_worker", timeout_s=1.0)
     if backend is ranked:  # what mpirun answers is tested with a real one
         find = functools.partial(openmpi.cluster, timeout_s=1.0, ask=lambda ranks, _: expected)
-    assert found([find_env for find_env in backend(machines)], find) == expected
+    assert found(backend(machines), find) == expected
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
