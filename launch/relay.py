@@ -124,9 +124,7 @@ class _Relay:
             is_full = any(stream.pending for stream in self._streams.values())
             if is_full:
                 self._heard_at = now  # who does not listen must not complain
-            elif now - self._heard_at > self._link_timeout_s + (
-                0 if self._has_heard else _CONNECT_S
-            ):
+            elif now - self._heard_at > self._link_timeout_s + self._connect_s():
                 return f"nothing came over the link for {self._link_timeout_s:g} s"
             reads = [] if is_full else [self._from_agent]
             if leave_at == float("inf"):
@@ -154,6 +152,9 @@ class _Relay:
                     leave_at = now + _LEAVE_S
                     os.close(self._agent.descriptor)
                     self._agent.pending = b""
+
+    def _connect_s(self) -> float:
+        return 0.0 if self._has_heard else _CONNECT_S
 
     def _why_ended(self) -> str:
         if self._has_ended:
