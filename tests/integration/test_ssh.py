@@ -4,11 +4,13 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 
 import hosts
 import pytest
+import sshd
 
 # The launcher's own bound is 10 s; the machine may be loaded.
 _PREFLIGHT_S = 15
@@ -232,6 +234,45 @@ def test_much_output_arrives_whole(cluster):
         lines = [line for line in output.splitlines() if line.startswith(f"[{worker}]")]
         assert len(lines) == 400000
         assert lines.count(f"[{worker}] 200000") == 2
+
+
+def test_stopped_terminal_stops_no_beats(cluster):
+    # Nobody reads the output for longer than the link may be silent.
+    command = ["sh", "-c", "seq 1000000; echo end"]
+    launch = [sys.executable, "-m", "launch", "--backend=ssh", "--hosts=n1", "--nopreflight"]
+    launch += ["--link_timeout_s=2", f"--ssh_options=-F {cluster.config}", "--", *command]
+    environ = {**os.environ, "PYTHONPATH": str(sshd.ROOT)}
+    with cluster.network.head.start(
+        launch, cwd=cluster.folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        time.sleep(7)
+        output = process.stdout.read()
+    assert process.returncode == 0, output[-2000:]
+    assert output.count(b"\n") > 1000000
+    assert b"] end\n" in output
+
+
+def test_request_during_the_preflight_ends_it(cluster):
+    cluster.network["n2"].cut()
+    process = cluster.start("--hosts=n1,n2", "--", "true")
+    time.sleep(2)
+    os.kill(process.inside, signal.SIGINT)
+    assert process.wait(5) == 75
+    assert "before the workers were started" in process.log.read_text()
+
+
+def test_launcher_killed_at_any_moment_of_the_start_leaves_nothing(cluster):
+    for delay_s in (0.3, 0.7, 1.1, 1.5):
+        process = cluster.start("--hosts=n1,n2", *TREE)
+        time.sleep(delay_s)
+        os.kill(process.inside, signal.SIGKILL)
+    assert hosts.wait_until(lambda: cluster.alive() == {}, 15), cluster.alive()
+
+
+def test_worker_that_cannot_run_is_said_without_a_preflight(cluster):
+    status, output = cluster.run("--hosts=n1", "--nopreflight", "--", "no-such-command")
+    assert status == 127
+    assert "worker 0 on n1 could not be run: No such file or directory" in output
 
 
 def test_many_workers_of_one_host_come_in_though_it_turns_some_away(cluster):
