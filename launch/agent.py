@@ -67,8 +67,8 @@ class _Agent:
 
     def run(self) -> None:
         """Serves until the guard has gone and all output is on its way."""
+        self._relay.write(relay.HELLO)
         self._serve()
-        guard.kill_tree()  # of a guard that was killed itself
         self._send(relay.END)
         os.set_blocking(1, True)
         self._relay.write(b"")
@@ -100,6 +100,7 @@ class _Agent:
                     del self._sources[source]
             if self._control.fileno() in ready and not self._take_news():
                 inputs.remove(self._control.fileno())
+                guard.kill_tree()  # there is one, if the guard was killed itself
                 end_at = now + _DRAIN_S
             if 0 in ready:
                 heard_at = now

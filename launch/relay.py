@@ -8,9 +8,10 @@ them it reads what the agent is to be sent, four bytes of length first. One more
 
     lost REASON...   the connection ended or fell silent before the worker's end was known
 
-Bytes to the agent: 0 means "still here", others are signals. From the agent come frames: a kind,
-four bytes of length, content. Each side sends something every second. The launcher's end closes
-standard input, which closes the agent's, which kills the worker's tree.
+Bytes to the agent: 0 means "still here", others are signals. From the agent come a greeting (what
+a login prints before it is dropped) and frames: a kind, four bytes of length, content. Each side
+sends something every second. The launcher's end closes standard input, which closes the agent's,
+which kills the worker's tree.
 """
 
 import os
@@ -23,6 +24,7 @@ import time
 BEAT_S = 1.0
 HEADER = struct.Struct("!cI")
 STDOUT, STDERR, NEWS, BEAT, END = (bytes([kind]) for kind in b"12cbe")
+HELLO = b"\0dist-launch\0"
 # With so much not yet passed on, no more is read.
 FULL = 1 << 20
 # From the launcher's end on, to the agent's.
@@ -58,7 +60,6 @@ class _Relay:
         self._control = control
         self._link_timeout_s = link_timeout_s
         self._streams = {STDOUT: Outlet(1), STDERR: Outlet(2)}
-        self._received = b""
         self._is_known = False  # how the worker ended
         self._has_ended = False  # so says the agent
         self._has_heard = False
@@ -68,6 +69,7 @@ class _Relay:
         self._start()
 
     def _start(self) -> None:
+        self._received = b""
         self._heard_at = time.monotonic()
         self._ssh, to_agent, self._from_agent = _start(self._command)
         self._agent = Outlet(to_agent)
@@ -140,8 +142,13 @@ class _Relay:
                 if not data:
                     return self._why_ended()
                 self._heard_at = now
-                self._has_heard = True
-                self._take(data)
+                self._received += data
+                if not self._has_heard:
+                    _, hello, rest = self._received.partition(HELLO)
+                    self._has_heard = bool(hello)
+                    self._received = rest if hello else self._received[-len(HELLO) :]
+                if self._has_heard:
+                    self._take()
             if self._control in ready:
                 signals = _read(self._control)
                 self._agent.write(signals)
@@ -161,8 +168,7 @@ class _Relay:
             return ""
         return "the connection ended" if self._has_heard else "there was no connection"
 
-    def _take(self, data: bytes) -> None:
-        self._received += data
+    def _take(self) -> None:
         start = 0
         while len(self._received) >= start + HEADER.size:
             kind, length = HEADER.unpack_from(self._received, start)

@@ -240,12 +240,12 @@ def test_stopped_terminal_stops_no_beats(cluster):
     # Nobody reads the output for longer than the link may be silent.
     command = ["sh", "-c", "seq 1000000; echo end"]
     launch = [sys.executable, "-m", "launch", "--backend=ssh", "--hosts=n1", "--nopreflight"]
-    launch += ["--link_timeout_s=2", f"--ssh_options=-F {cluster.config}", "--", *command]
+    launch += ["--link_timeout_s=4", f"--ssh_options=-F {cluster.config}", "--", *command]
     environ = {**os.environ, "PYTHONPATH": str(sshd.ROOT)}
     with cluster.network.head.start(
         launch, cwd=cluster.folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
-        time.sleep(7)
+        time.sleep(9)
         output = process.stdout.read()
     assert process.returncode == 0, output[-2000:]
     assert output.count(b"\n") > 1000000
@@ -255,9 +255,9 @@ def test_stopped_terminal_stops_no_beats(cluster):
 def test_request_during_the_preflight_ends_it(cluster):
     cluster.network["n2"].cut()
     process = cluster.start("--hosts=n1,n2", "--", "true")
-    time.sleep(2)
+    assert hosts.wait_until(lambda: any(c[:4] == "ssh " for c in cluster.alive().get("head", [])))
     os.kill(process.inside, signal.SIGINT)
-    assert process.wait(5) == 75
+    assert process.wait(30) == 75
     assert "before the workers were started" in process.log.read_text()
 
 
