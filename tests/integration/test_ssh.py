@@ -12,6 +12,8 @@ import hosts
 import pytest
 import sshd
 
+pytestmark = pytest.mark.slow
+
 # The launcher's own bound is 10 s; the machine may be loaded.
 _PREFLIGHT_S = 15
 AGENT = "exec(open(0"

@@ -149,6 +149,7 @@ def test_client_that_falls_silent_is_given_up_within_the_bound(
     assert "lost with 127.0.0.1: nothing came over the link for 2 s" in result.err
 
 
+@pytest.mark.slow
 def test_preflight_ends_within_its_bound_when_nobody_answers(ssh, launcher, tmp_path):
     (tmp_path / "bin" / "ssh").write_text("#!/bin/sh\nexec sleep 60\n")
     begin = time.monotonic()
