@@ -61,6 +61,24 @@ echo "$(hostname) $DIST_LAUNCH_LOCAL_INDEX $(pwd) $TF_CONFIG"; echo to stderr >&
     assert output.count("] to stderr") == 3
 
 
+def test_cpus_are_those_of_the_host_and_not_of_the_launcher(cluster):
+    host = cluster.network["n3"]
+    [server] = [pid for pid, it in host.processes().items() if "[listener]" in it]
+    before = os.sched_getaffinity(server)
+    one = min(before)
+    os.sched_setaffinity(server, {one})  # and with it of all that it starts
+    try:
+        script = "echo $OMP_NUM_THREADS; taskset -c -p $$"
+        status, output = cluster.run("--hosts=n1,n3", "--", "sh", "-c", script)
+    finally:
+        os.sched_setaffinity(server, before)
+    assert status == 0, output
+    assert f"n3 1 thread each; CPUs {one}\n" in output
+    assert "[worker 1 n3] 1\n" in output
+    assert re.search(rf"\[worker 1 n3\] .* affinity list: {one}\n", output)
+    assert f"[worker 0 n1] {len(before)}\n" in output
+
+
 def test_hosts_of_a_file_are_reached_by_ipv6_and_as_another_user(cluster):
     if not cluster.network["n1"].has_address6():
         pytest.skip("needs IPv6")

@@ -99,7 +99,9 @@ def test_nothing_outlives_a_launcher_killed_with_sigkill(
 def test_killed_link_of_the_chain_ends_the_worker_and_leaves_nothing(
     ssh, launcher, python, eventually, tmp_path, victim, status, message
 ):
-    process = ssh("--nopreflight", "--grace_period_s=1", *python(TREE))
+    # The one thing that a killed guard does not remove is the folder of the heartbeat.
+    env = {"TMPDIR": str(tmp_path)}
+    process = ssh("--nopreflight", "--grace_period_s=1", *python(TREE), **env)
     eventually(lambda: len(list(tmp_path.glob("up-*"))) == 2)
     alive = launcher.alive()
     [worker] = [
