@@ -70,7 +70,7 @@ class _Relay:
 
     def _start(self) -> None:
         self._received = b""
-        self._heard_at = time.monotonic()
+        self._started_at = self._heard_at = time.monotonic()
         self._ssh, to_agent, self._from_agent = _start(self._command)
         self._agent = Outlet(to_agent)
         self._agent.write(self._to_send)
@@ -90,7 +90,7 @@ class _Relay:
         reason = self._serve()
         for attempt in range(1, _ATTEMPTS):
             # A server with many at its door turns some away at once (MaxStartups).
-            is_turned_away = time.monotonic() - self._heard_at < _TURNED_AWAY_S
+            is_turned_away = time.monotonic() - self._started_at < _TURNED_AWAY_S
             if self._has_heard or self._is_left or not is_turned_away:
                 break
             self._end_client()
@@ -124,16 +124,17 @@ class _Relay:
                 self._agent.write(b"\0")
                 beat_at = now + BEAT_S
             is_full = any(stream.pending for stream in self._streams.values())
-            if is_full:
-                self._heard_at = now  # who does not listen must not complain
-            elif now - self._heard_at > self._link_timeout_s + self._connect_s():
-                return f"nothing came over the link for {self._link_timeout_s:g} s"
             reads = [] if is_full else [self._from_agent]
             if leave_at == float("inf"):
                 reads.append(self._control)
             outlets = [o for o in (*self._streams.values(), self._agent) if o.pending]
             targets = [outlet.descriptor for outlet in outlets]
             ready, writable, _ = select.select(reads, targets, [], BEAT_S / 2)
+            now = time.monotonic()
+            if is_full or self._from_agent in ready:
+                self._heard_at = now  # who does not listen must not complain
+            elif now - self._heard_at > self._link_timeout_s + self._connect_s():
+                return f"nothing came over the link for {self._link_timeout_s:g} s"
             for outlet in outlets:
                 if outlet.descriptor in writable:
                     outlet.write(b"")
@@ -141,7 +142,6 @@ class _Relay:
                 data = os.read(self._from_agent, 1 << 16)
                 if not data:
                     return self._why_ended()
-                self._heard_at = now
                 self._received += data
                 if not self._has_heard:
                     _, hello, rest = self._received.partition(HELLO)
