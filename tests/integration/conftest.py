@@ -134,7 +134,7 @@ def addresses():
 
 @pytest.fixture(scope="module")
 def ssh_hosts(tmp_path_factory):
-    """n1, n2, n3 with ssh servers: (network, ssh's configuration); skips where there can be none."""
+    """n1, n2, n3 with ssh servers, as (network, ssh's configuration), where there can be some."""
     if reason := sshd.why_not():
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("hosts")
@@ -145,7 +145,7 @@ def ssh_hosts(tmp_path_factory):
 @pytest.fixture
 def cluster(ssh_hosts, tmp_path):
     """Launchers on these hosts, and after each test the proof that nothing of it is left."""
-    cluster = sshd.Cluster(*ssh_hosts, tmp_path)
+    cluster = sshd.Cluster(*ssh_hosts, tmp_path / "run")
     try:
         yield cluster
     finally:
