@@ -26,7 +26,8 @@ Starts COMMAND as a group of workers with TF_CONFIG in their environment, shows 
 all when one fails, says which one failed first, and restarts them if told to.
 
 Exit status: 0 done; 75 stopped on request; 127 no such command; 126 not executable; 2 usage;
-else that of the worker that failed first, 128 + n for signal n.
+255 a worker was lost with its host; else that of the worker that failed first, 128 + n for
+signal n.
 
     dist-launch --workers=2 -- dist-train --strategy=multi_worker --workdir=runs/a
     dist-launch --backend=ssh --hosts=n1,n2 -- dist-train --strategy=multi_worker --workdir=runs/a

@@ -66,31 +66,19 @@ class _Agent:
         self._relay = relay.Outlet(1)
 
     def run(self) -> None:
-        """Serves until the guard has gone and all output is on its way."""
-        self._serve()
-        guard.kill_tree()  # of a guard that was killed itself
-        self._send(relay.END)
-        os.set_blocking(1, True)
-        self._relay.write(b"")
-
-    def _serve(self) -> None:
-        inputs = [0, self._control.fileno()]
+        """Serves until the guard has gone and all output is passed on, or nobody takes it."""
+        control = self._control.fileno()
+        inputs = [0, control]
         heard_at, beat_at = time.monotonic(), 0.0
         end_at = float("inf")
-        while self._sources or end_at == float("inf"):
-            now = time.monotonic()
-            if now > end_at:
-                return
-            if 0 in inputs and now - heard_at > self._link_timeout_s:
-                self._let_go()
-                inputs.remove(0)
-            if now >= beat_at:
-                self._send(relay.BEAT)
-                beat_at = now + relay.BEAT_S
+        has_ended = False
+        self._relay.write(relay.HELLO)
+        while not has_ended or self._relay.pending:
             is_full = len(self._relay.pending) > relay.FULL
             reads = [*inputs, *([] if is_full else self._sources)]
             writes = [1] if self._relay.pending else []
             ready, writable, _ = select.select(reads, writes, [], relay.BEAT_S / 2)
+            now = time.monotonic()
             if writable:
                 self._relay.write(b"")
             for source in set(ready) & set(self._sources):
@@ -98,14 +86,28 @@ class _Agent:
                     self._send(self._sources[source], chunk)
                 else:
                     del self._sources[source]
-            if self._control.fileno() in ready and not self._take_news():
-                inputs.remove(self._control.fileno())
+            if control in ready and not self._take_news():
+                inputs.remove(control)
+                guard.kill_tree()  # there is one, if the guard was killed itself
+                end_at = now + _DRAIN_S
+            elif control not in inputs and is_full:
                 end_at = now + _DRAIN_S
             if 0 in ready:
                 heard_at = now
-                if not self._pass_on():
-                    self._let_go()
-                    inputs.remove(0)
+            # After the look: a machine that slept finds what came meanwhile.
+            if 0 in inputs and (
+                (0 in ready and not self._pass_on()) or now - heard_at > self._link_timeout_s
+            ):
+                self._let_go()
+                inputs.remove(0)
+            if has_ended:
+                continue
+            if control not in inputs and (not self._sources or now > end_at):
+                has_ended = True
+                self._send(relay.END)
+            elif now >= beat_at:
+                self._send(relay.BEAT)
+                beat_at = now + relay.BEAT_S
 
     def _pass_on(self) -> bool:
         """Hands signals to the guard; False: there is nobody any more to send some."""

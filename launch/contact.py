@@ -97,16 +97,15 @@ class Contacts(Generic[_Key]):
         if not data:
             self.complaints[key] = line.connection.complaint() or "ssh ended without a word"
             return True
-        text, end, rest = line.received.partition(b"\n")
-        if not end:
-            return False
-        line.received = rest
-        try:
-            answers[key] = json.loads(text)
-        except ValueError:  # a profile there that prints something
-            line.received = rest
-            return False
-        return True
+        while key not in answers and b"\n" in line.received:
+            text, _, line.received = line.received.partition(b"\n")
+            try:
+                answer = json.loads(text)
+            except ValueError:
+                continue  # what a login prints there
+            if isinstance(answer, dict):
+                answers[key] = answer
+        return key in answers
 
 
 def _send(line: _Line) -> None:

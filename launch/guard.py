@@ -7,7 +7,8 @@ It runs beside the worker, on the worker's host: a launcher that is killed can c
 - It is the worker's parent and a child subreaper: a descendant that double-forks, calls setsid or
   ignores SIGTERM still becomes its child, so "no children left" is the whole truth about the tree.
 - The worker gets a parent-death signal: it cannot outlive a guard that is itself killed.
-- Its standard input is a socket to the launcher. End of file: the launcher is gone, kill all.
+- Its standard input is a socket to the launcher; on another machine, to `launch.agent`. End of
+  file: the launcher is gone, kill all.
 
 Each byte from the launcher is the number of a signal for the worker. It answers in lines of text:
 

@@ -118,7 +118,7 @@ def fill(entries: Sequence[Entry], workers: int) -> list[Entry]:
     if left:
         slots = ", ".join(f"{entry.address} {entry.slots}" for entry in entries)
         raise HostListError(
-            f"--workers={workers} and the hosts have {workers - left} slots ({slots});"
+            f"--workers={workers} is more than the slots of the hosts ({slots});"
             " add hosts, or slots as in name:2"
         )
     return filled

@@ -27,6 +27,9 @@ _NOT_HERE = {
     "tee": "use --mpi_options=--output-filename=...",
     "quiet": "use --mpi_options=--output-filename=...",
 }
+# Open MPI kills what has not ended so long after SIGTERM; its own default, a second, is little for
+# saving. It waits as long before the SIGTERM, and always to the end: also when a rank has failed.
+_GRACE_S = 5.0
 
 
 def plan(
@@ -69,8 +72,8 @@ def run(command: Sequence[str]) -> int:
     except ValueError as error:
         raise ValueError(f"--mpi_options: {error}; quote as in a shell") from None
     line = plan(command, most, further, os.environ)
-    # Open MPI kills what has not ended a second after SIGTERM, in which nothing is saved.
-    grace = {"OMPI_MCA_odls_base_sigkill_timeout": f"{options.GRACE_PERIOD_S.value:.0f}"}
+    grace_s = options.GRACE_PERIOD_S.value if options.GRACE_PERIOD_S.present else _GRACE_S
+    grace = {"OMPI_MCA_odls_base_sigkill_timeout": f"{grace_s:.0f}"}
     if options.DRY_RUN.value:
         print(shlex.join(["env", *(f"{name}={value}" for name, value in grace.items()), *line]))
     elif shutil.which("mpirun"):

@@ -52,7 +52,7 @@ SSH_OPTIONS = flags.DEFINE_string(
 REMOTE_PYTHON = flags.DEFINE_string(
     "remote_python",
     "python3",
-    "ssh: an interpreter on the hosts, 3.9 or newer, that watches over the workers there.",
+    "ssh: an interpreter on the hosts, 3.10 or newer, that watches over the workers there.",
     flag_values=FLAGS,
 )
 ENV = flags.DEFINE_multi_string(

@@ -60,7 +60,7 @@ def unreachable(address: str, complaint: str, ssh: str) -> Problem:
     elif "python" in complaint and ("not found" in complaint or "No such file" in complaint):
         remedy = "name an interpreter there: --remote_python=/usr/bin/python3"
     elif "Traceback" in complaint or "Error" in complaint:
-        remedy = "its Python must be 3.9 or newer: --remote_python"
+        remedy = "its Python must be 3.10 or newer: --remote_python"
     else:
         remedy = f"is it up, and is the name right? Try: {ssh}"
         is_absent = True

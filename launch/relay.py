@@ -8,9 +8,10 @@ them it reads what the agent is to be sent, four bytes of length first. One more
 
     lost REASON...   the connection ended or fell silent before the worker's end was known
 
-Bytes to the agent: 0 means "still here", others are signals. From the agent come frames: a kind,
-four bytes of length, content. Each side sends something every second. The launcher's end closes
-standard input, which closes the agent's, which kills the worker's tree.
+Bytes to the agent: 0 means "still here", others are signals. From the agent come a greeting (what
+a login prints before it is dropped) and frames: a kind, four bytes of length, content. Each side
+sends something every second. The launcher's end closes standard input, which closes the agent's,
+which kills the worker's tree.
 """
 
 import os
@@ -23,6 +24,7 @@ import time
 BEAT_S = 1.0
 HEADER = struct.Struct("!cI")
 STDOUT, STDERR, NEWS, BEAT, END = (bytes([kind]) for kind in b"12cbe")
+HELLO = b"\0dist-launch\0"
 # With so much not yet passed on, no more is read.
 FULL = 1 << 20
 # From the launcher's end on, to the agent's.
@@ -58,7 +60,6 @@ class _Relay:
         self._control = control
         self._link_timeout_s = link_timeout_s
         self._streams = {STDOUT: Outlet(1), STDERR: Outlet(2)}
-        self._received = b""
         self._is_known = False  # how the worker ended
         self._has_ended = False  # so says the agent
         self._has_heard = False
@@ -68,7 +69,8 @@ class _Relay:
         self._start()
 
     def _start(self) -> None:
-        self._heard_at = time.monotonic()
+        self._received = b""
+        self._started_at = self._heard_at = time.monotonic()
         self._ssh, to_agent, self._from_agent = _start(self._command)
         self._agent = Outlet(to_agent)
         self._agent.write(self._to_send)
@@ -88,7 +90,7 @@ class _Relay:
         reason = self._serve()
         for attempt in range(1, _ATTEMPTS):
             # A server with many at its door turns some away at once (MaxStartups).
-            is_turned_away = time.monotonic() - self._heard_at < _TURNED_AWAY_S
+            is_turned_away = time.monotonic() - self._started_at < _TURNED_AWAY_S
             if self._has_heard or self._is_left or not is_turned_away:
                 break
             self._end_client()
@@ -122,18 +124,17 @@ class _Relay:
                 self._agent.write(b"\0")
                 beat_at = now + BEAT_S
             is_full = any(stream.pending for stream in self._streams.values())
-            if is_full:
-                self._heard_at = now  # who does not listen must not complain
-            elif now - self._heard_at > self._link_timeout_s + (
-                0 if self._has_heard else _CONNECT_S
-            ):
-                return f"nothing came over the link for {self._link_timeout_s:g} s"
             reads = [] if is_full else [self._from_agent]
             if leave_at == float("inf"):
                 reads.append(self._control)
             outlets = [o for o in (*self._streams.values(), self._agent) if o.pending]
             targets = [outlet.descriptor for outlet in outlets]
             ready, writable, _ = select.select(reads, targets, [], BEAT_S / 2)
+            now = time.monotonic()
+            if is_full or self._from_agent in ready:
+                self._heard_at = now  # who does not listen must not complain
+            elif now - self._heard_at > self._link_timeout_s + self._connect_s():
+                return f"nothing came over the link for {self._link_timeout_s:g} s"
             for outlet in outlets:
                 if outlet.descriptor in writable:
                     outlet.write(b"")
@@ -141,9 +142,13 @@ class _Relay:
                 data = os.read(self._from_agent, 1 << 16)
                 if not data:
                     return self._why_ended()
-                self._heard_at = now
-                self._has_heard = True
-                self._take(data)
+                self._received += data
+                if not self._has_heard:
+                    _, hello, rest = self._received.partition(HELLO)
+                    self._has_heard = bool(hello)
+                    self._received = rest if hello else self._received[-len(HELLO) :]
+                if self._has_heard:
+                    self._take()
             if self._control in ready:
                 signals = _read(self._control)
                 self._agent.write(signals)
@@ -155,13 +160,15 @@ class _Relay:
                     os.close(self._agent.descriptor)
                     self._agent.pending = b""
 
+    def _connect_s(self) -> float:
+        return 0.0 if self._has_heard else _CONNECT_S
+
     def _why_ended(self) -> str:
         if self._has_ended:
             return ""
         return "the connection ended" if self._has_heard else "there was no connection"
 
-    def _take(self, data: bytes) -> None:
-        self._received += data
+    def _take(self) -> None:
         start = 0
         while len(self._received) >= start + HEADER.size:
             kind, length = HEADER.unpack_from(self._received, start)

@@ -14,7 +14,8 @@ from typing import Any
 from launch.job import Host, Job, Login, Task
 
 # Reads one line, byte by byte as it must leave the rest to whoever reads after it.
-_START = "exec(open(0,'rb',0,closefd=False).readline())"
+# Without a single quote, so that whatever shell the user has there reads it alike.
+_START = 'exec(open(0,"rb",0,closefd=False).readline())'
 _LOADER = """
 import json, os, sys, types
 data = b""

@@ -212,10 +212,8 @@ def _try_ports(job: Job, contacts: Contacts[str]) -> list[Problem]:
         messages[address] = json.dumps({"connect": others}).encode() + b"\n"
     answers = contacts.ask(messages, {})
     problems = preflight.closed_ports({a: each["unreachable"] for a, each in answers.items()})
-    return problems + [
-        Problem(address, "fell silent during the preflight")
-        for address in addresses - answers.keys()
-    ]
+    silent = f"no answer within {_PREFLIGHT_S:g} s to the trial of its ports; use --nopreflight"
+    return problems + [Problem(address, silent) for address in addresses - answers.keys()]
 
 
 def _machine(fields: Mapping) -> Machine:

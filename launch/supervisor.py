@@ -52,6 +52,7 @@ def supervise(
                     return error.problems[0].status
                 ending = _never_started(job, error)
             except Interrupted:
+                output.say("stopped on request, before the workers were started")
                 return report.STOPPED
             status = report.exit_status(ending.ended)
             if status != 0:

@@ -13,6 +13,7 @@ never stays longer, as nobody tells it when its link is cut.
 """
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -159,7 +160,9 @@ def _connect(targets: list[tuple[str, int]]) -> list[list[str]]:
                 )[0]
                 sock = socket.socket(family, socket.SOCK_STREAM)
                 sock.setblocking(False)
-                sock.connect_ex(target)
+                if (number := sock.connect_ex(target)) not in (0, errno.EINPROGRESS):
+                    sock.close()
+                    raise OSError(number, os.strerror(number))
             except OSError as error:
                 failed.append([name, error.strerror or str(error)])
                 continue

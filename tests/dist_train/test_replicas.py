@@ -51,6 +51,19 @@ def test_gpus_are_made_visible_and_grow(monkeypatch):
     assert calls == [("visible", faked[:2]), ("GPU 0", True), ("GPU 1", True)]
 
 
+def test_workers_that_see_the_same_gpus_divide_them():
+    gpus = ["a", "b", "c", "d"]
+    assert [replicas.own_part(gpus, part, 2) for part in (0, 1)] == [["a", "b"], ["c", "d"]]
+    assert replicas.own_part(gpus, 0, 1) == gpus
+    assert replicas.own_part([], 1, 3) == []
+
+
+@pytest.mark.parametrize(("gpus", "parts"), [(4, 3), (2, 4)])
+def test_gpus_that_cannot_be_divided_are_not_shared(gpus, parts):
+    with pytest.raises(UsageError, match=f"{parts} workers of this host see the same {gpus} GPUs"):
+        replicas.own_part(list(range(gpus)), 0, parts)
+
+
 class Mirrored:
     _collective_key_base = 0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import hosts
 import pytest
 import sshd
+import trajectory
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,6 +116,16 @@ def group(new_group, tmp_path):
     started.end()
 
 
+@pytest.fixture(scope="session")
+def whole_run(new_group, tmp_path_factory):
+    """The workdir of the run of `trajectory` by one process, without a fault."""
+    folder = tmp_path_factory.mktemp("whole")
+    group = new_group(folder)
+    group.start([*trajectory.TRAIN, "--workdir=run"])
+    assert group.wait(180) == [0], group.output(0)
+    return folder / "run"
+
+
 @pytest.fixture
 def addresses():
     """fn(count) -> addresses on loopback."""
@@ -123,7 +134,7 @@ def addresses():
 
 @pytest.fixture(scope="module")
 def ssh_hosts(tmp_path_factory):
-    """n1, n2, n3 with ssh servers: (network, ssh's configuration); skips where there are none."""
+    """n1, n2, n3 with ssh servers, as (network, ssh's configuration), where there can be some."""
     if reason := sshd.why_not():
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("hosts")
@@ -134,7 +145,7 @@ def ssh_hosts(tmp_path_factory):
 @pytest.fixture
 def cluster(ssh_hosts, tmp_path):
     """Launchers on these hosts, and after each test the proof that nothing of it is left."""
-    cluster = sshd.Cluster(*ssh_hosts, tmp_path)
+    cluster = sshd.Cluster(*ssh_hosts, tmp_path / "run")
     try:
         yield cluster
     finally:

@@ -90,19 +90,19 @@ class Cluster:
     def __init__(self, network, config, folder):
         self.network = network
         self.folder = Path(folder)
+        self.folder.mkdir()
         self.config = config
         self.processes = []
 
     def start(self, *arguments, **env):
         """Starts `dist-launch --backend=ssh ARGUMENTS`; its output goes to a file."""
         log = self.folder / f"launch-{len(self.processes)}.log"
+        launch = [sys.executable, "-m", "launch"]
+        launch += ["--backend=ssh", f"--ssh_options=-F {self.config}"]
         inherited = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"}
         with log.open("wb") as file:
             process = self.network.head.start(
-                [
-                    *(sys.executable, "-m", "launch", "--backend=ssh"),
-                    *(f"--ssh_options=-F {self.config}", *arguments),
-                ],
+                [*launch, *arguments],
                 cwd=self.folder,
                 env={**inherited, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1", **env},
                 stdin=subprocess.DEVNULL,

@@ -4,14 +4,19 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 
 import hosts
 import pytest
+import sshd
+
+pytestmark = pytest.mark.slow
 
 # The launcher's own bound is 10 s; the machine may be loaded.
 _PREFLIGHT_S = 15
+AGENT = "exec(open(0"
 
 GROWS_A_TREE = """
 import os, signal, sys, time
@@ -56,6 +61,24 @@ echo "$(hostname) $DIST_LAUNCH_LOCAL_INDEX $(pwd) $TF_CONFIG"; echo to stderr >&
     assert output.count("] to stderr") == 3
 
 
+def test_cpus_are_those_of_the_host_and_not_of_the_launcher(cluster):
+    host = cluster.network["n3"]
+    [server] = [pid for pid, it in host.processes().items() if "[listener]" in it]
+    before = os.sched_getaffinity(server)
+    one = min(before)
+    os.sched_setaffinity(server, {one})  # and with it of all that it starts
+    try:
+        script = "echo $OMP_NUM_THREADS; taskset -c -p $$"
+        status, output = cluster.run("--hosts=n1,n3", "--", "sh", "-c", script)
+    finally:
+        os.sched_setaffinity(server, before)
+    assert status == 0, output
+    assert f"n3 1 thread each; CPUs {one}\n" in output
+    assert "[worker 1 n3] 1\n" in output
+    assert re.search(rf"\[worker 1 n3\] .* affinity list: {one}\n", output)
+    assert f"[worker 0 n1] {len(before)}\n" in output
+
+
 def test_hosts_of_a_file_are_reached_by_ipv6_and_as_another_user(cluster):
     if not cluster.network["n1"].has_address6():
         pytest.skip("needs IPv6")
@@ -73,7 +96,7 @@ def test_exit_status_and_signal_of_a_worker_come_back_exactly(cluster, end, stat
     code, output = cluster.run("--hosts=n1,n2", "--nopreflight", "--", "sh", "-c", script)
     assert code == status, output
     assert re.search(r"first failure.*worker 1 \(pid \d+ on n2\)", output)
-    assert "|   oh no" in output or "| oh no" in output
+    assert "  | oh no" in output
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -110,16 +133,19 @@ def test_killed_client_or_agent_ends_the_worker_and_names_the_host(cluster):
 
 def victim_of(host, victim):
     """The ssh client below worker 1's relay, or the agent above a guard."""
+    if victim == "agent":
+        return parent(parent(worker_on(host)))
     processes = host.processes()
-    if victim == "client":
-        [relay] = [p for p, c in processes.items() if "relay.py" in c and "-- n2" in c]
-        [client] = [p for p, c in processes.items() if c.startswith("ssh ") and parent(p) == relay]
-        return client
-    # The guard is a fork of its agent, and the worker is the guard's child.
-    [guard] = {parent(p) for p, c in processes.items() if GROWS_A_TREE.split()[0] in c} & {
-        p for p, c in processes.items() if "exec(open(0" in c
-    }
-    return parent(guard)
+    [relay] = [pid for pid, it in processes.items() if "relay.py" in it and "-- n2" in it]
+    [client] = [pid for pid, it in processes.items() if it[:4] == "ssh " and parent(pid) == relay]
+    return client
+
+
+def worker_on(host):
+    """The process whose parent is a guard, which is a fork of our agent."""
+    agents = {pid for pid, it in host.processes().items() if AGENT in it}
+    [worker] = [p for p in host.processes() if p not in agents and parent(p) in agents]
+    return worker
 
 
 def parent(pid):
@@ -159,25 +185,10 @@ def test_dead_host_is_left_out_and_taken_back(cluster):
     wait_for_workers(cluster, process, 2, restart=1)
     assert "left out: n2: ssh: connect to host n2 port 22" in process.log.read_text()
     cluster.network["n2"].mend()
-    [pid] = [p for p, c in cluster.network["n3"].processes().items() if is_worker(p, c)]
-    os.kill(pid, signal.SIGKILL)
+    os.kill(worker_on(cluster.network["n3"]), signal.SIGKILL)
     wait_for_workers(cluster, process, 3, restart=2)
     os.kill(process.inside, signal.SIGTERM)
     assert process.wait(30) == 75
-
-
-def is_worker(pid, command):
-    return (
-        "open(" in command
-        and "exec(open(0" not in command
-        and str(parent(pid)) != "1"
-        and ("setsid" in command and os.getsid(pid) == pid and parent_is_guard(pid))
-    )
-
-
-def parent_is_guard(pid):
-    with open(f"/proc/{parent(pid)}/cmdline") as file:
-        return "exec(open(0" in file.read()
 
 
 def test_dead_host_ends_a_run_that_cannot_do_without_it(cluster):
@@ -243,6 +254,45 @@ def test_much_output_arrives_whole(cluster):
         lines = [line for line in output.splitlines() if line.startswith(f"[{worker}]")]
         assert len(lines) == 400000
         assert lines.count(f"[{worker}] 200000") == 2
+
+
+def test_stopped_terminal_stops_no_beats(cluster):
+    # Nobody reads the output for longer than the link may be silent.
+    command = ["sh", "-c", "seq 1000000; echo end"]
+    launch = [sys.executable, "-m", "launch", "--backend=ssh", "--hosts=n1", "--nopreflight"]
+    launch += ["--link_timeout_s=4", f"--ssh_options=-F {cluster.config}", "--", *command]
+    environ = {**os.environ, "PYTHONPATH": str(sshd.ROOT)}
+    with cluster.network.head.start(
+        launch, cwd=cluster.folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        time.sleep(9)
+        output = process.stdout.read()
+    assert process.returncode == 0, output[-2000:]
+    assert output.count(b"\n") > 1000000
+    assert b"] end\n" in output
+
+
+def test_request_during_the_preflight_ends_it(cluster):
+    cluster.network["n2"].cut()
+    process = cluster.start("--hosts=n1,n2", "--", "true")
+    assert hosts.wait_until(lambda: any(c[:4] == "ssh " for c in cluster.alive().get("head", [])))
+    os.kill(process.inside, signal.SIGINT)
+    assert process.wait(30) == 75
+    assert "before the workers were started" in process.log.read_text()
+
+
+def test_launcher_killed_at_any_moment_of_the_start_leaves_nothing(cluster):
+    for delay_s in (0.3, 0.7, 1.1, 1.5):
+        process = cluster.start("--hosts=n1,n2", *TREE)
+        time.sleep(delay_s)
+        os.kill(process.inside, signal.SIGKILL)
+    assert hosts.wait_until(lambda: cluster.alive() == {}, 15), cluster.alive()
+
+
+def test_worker_that_cannot_run_is_said_without_a_preflight(cluster):
+    status, output = cluster.run("--hosts=n1", "--nopreflight", "--", "no-such-command")
+    assert status == 127
+    assert "worker 0 on n1 could not be run: No such file or directory" in output
 
 
 def test_many_workers_of_one_host_come_in_though_it_turns_some_away(cluster):

@@ -1,11 +1,14 @@
 """The command line: what a user sees before anything starts."""
 
 import os
+import re
 import subprocess
 import sys
 import time
 
 import pytest
+
+SSH = ["--backend=ssh"]
 
 
 @pytest.mark.parametrize(
@@ -18,7 +21,16 @@ import pytest
         (["--workers=0", "true"], "flag --workers=0: must be a positive number, or MIN:MAX"),
         (["--workers=3:2", "true"], "flag --workers=3:2: must be"),
         (["--workers=two", "true"], "flag --workers=two: must be"),
-        (["--backend=slurm", "true"], "flag --backend=slurm: is not available yet: use local"),
+        (["--backend=pbs", "true"], "flag --backend=pbs: must be local, ssh, slurm, mpi or"),
+        (["--hosts=n1", "true"], "--hosts and --hostfile need --backend=ssh"),
+        (["--backend=ssh", "true"], "--backend=ssh needs --hosts=n1,n2:2 or --hostfile=FILE"),
+        ([*SSH, "--hosts=n1", "--hostfile=x", "true"], "--backend=ssh needs --hosts"),
+        ([*SSH, "--hosts=n1:0", "true"], "--hosts=n1:0: n1 has no slot"),
+        ([*SSH, "--hosts=n1", "--workers=2", "true"], "--workers=2 is more than the slots"),
+        ([*SSH, "--hostfile=/no/such", "true"], "--hostfile=/no/such: No such file"),
+        ([*SSH, "--hosts=n1", "--ssh_options='", "true"], "--ssh_options=': No closing quotation"),
+        ([*SSH, "--hosts=n1", "--env=NOT_SET", "true"], "--env: NOT_SET is not set; set it"),
+        ([*SSH, "--hosts=n1", "--link_timeout_s=1", "true"], "flag --link_timeout_s=1"),
         (["--max_restarts=-1", "true"], "flag --max_restarts=-1"),
         (["--threads=many", "true"], "flag --threads=many: must be auto or a positive number"),
         (["--gpus_per_worker=x", "true"], "flag --gpus_per_worker=x: must be auto, 0 or"),
@@ -48,9 +60,10 @@ def test_help_names_every_flag_and_comes_within_a_third_of_a_second(launcher):
     flags = (
         "backend workers evaluator max_restarts cpu_bind threads gpus_per_worker start_timeout_s"
         " stall_timeout_s grace_period_s log_dir tee quiet dry_run image kubernetes_kind volume"
+        " ssh_identity ssh_options remote_python env preflight link_timeout_s"
     )
     for flag in flags.split():
-        assert f"{flag}:".encode() in result.out
+        assert re.search(rf"--(\[no\])?{flag}:".encode(), result.out)
     assert min(seconds) < 0.3
 
 
