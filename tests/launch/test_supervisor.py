@@ -1,12 +1,18 @@
 """Restarts of real groups: the count, the ports, the places that are left out."""
 
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_group_is_restarted_and_done(launcher):
@@ -143,3 +149,30 @@ def test_no_place_is_left_out_below_the_minimum(launcher):
     result = launcher.run("--workers=2:2", "--max_restarts=1", "--", "sh", "-c", script)
     assert result.status == 3
     assert "left out" not in result.err
+
+
+def test_fifty_restarts_hold_no_more_files_and_memory_than_a_few(tmp_path):
+    script = "echo $(ls /proc/$LAUNCHER/fd | wc -l) $(cut -d' ' -f2 /proc/$LAUNCHER/statm) >> held"
+    source = f"""
+import os, sys
+import launch.__main__, launch.restart
+launch.restart._LONGEST_DELAY_S = 0.01
+os.environ["LAUNCHER"] = str(os.getpid())
+flags = ["--workers=1", "--max_restarts=50"]
+sys.argv = ["dist-launch", *flags, "--", "sh", "-c", {script + "; exit 1"!r}]
+launch.__main__.run()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1, done.stderr
+    lines = (tmp_path / "held").read_text().splitlines()
+    files, pages = zip(*(map(int, line.split()) for line in lines), strict=True)
+    assert len(files) == 51
+    assert max(files[5:]) == min(files[5:])
+    assert (pages[-1] - pages[5]) * os.sysconf("SC_PAGE_SIZE") < 1 << 20
