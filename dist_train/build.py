@@ -54,13 +54,13 @@ class Parts:
             self.optimizer = task.optimizer() if task.optimizer else self._optimizer()
             self.optimizer.build(self.model.trainable_variables)
             self._loss_scale = LossScale() if config.dtype == "mixed_float16" else None
-        layers.check_batch_statistics(
-            self.model,
-            batch_size=config.batch_size,
-            examples=schedule.examples,
-            replicas=self._replicas,
-            parts=config.gradient_accumulation,
-        )
+        sizes = {
+            "batch_size": config.batch_size,
+            "examples": schedule.examples,
+            "replicas": self._replicas,
+            "parts": config.gradient_accumulation,
+        }
+        layers.check_batch_statistics(self.model, **sizes)
         self._jit, self._jit_reason = layers.choose_jit(
             config.jit_compile,
             self.model,
@@ -76,6 +76,7 @@ class Parts:
             preprocess=task.preprocess,
             seed=config.seed,
             parts=config.gradient_accumulation,
+            padded=layers.padding(**sizes),
         )
         self.train_loop = TrainLoop(
             strategy,

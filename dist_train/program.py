@@ -18,6 +18,7 @@ class Program:
       model: called with training=True or False.
       loss: fn(y, outputs) -> [batch] float losses; see `example_loss`.
       training_loss: likewise, what training minimizes; None: the same.
+      padded: why a batch may be padded, and what to do; None: it never is.
       metrics: {name: fn(y, outputs) -> [batch]}.
       preprocess: fn(x, y, seed) -> (x, y), or None.
       seed: for `preprocess`.
@@ -31,6 +32,7 @@ class Program:
     seed: int = 0
     parts: int = 1
     training_loss: Callable[[Any, Any], tf.Tensor] | None = None
+    padded: str | None = None
 
     @property
     def sum_names(self) -> tuple[str, ...]:
@@ -49,8 +51,9 @@ class Program:
           epoch: [] int32 in training; None in evaluation.
 
         Returns:
-          objective: [] float32, the summed loss and the model's own losses (regularization),
-            which count once per real example, so that they are divided out with it.
+          objective: [] float32, the summed loss and the model's own losses (regularization, and
+            means over the batch), which count once per real example, so that they are divided out
+            with it.
           sums: [len(sum_names)] float32.
         """
         training = epoch is not None
@@ -68,8 +71,18 @@ class Program:
         count = tf.reduce_sum(weights)
         objective = loss
         if training and self.model.losses:
+            self._check_added_losses()
             objective += count * tf.cast(tf.add_n(self.model.losses), tf.float32)
         return objective, tf.stack([loss, count, *metrics])
+
+    def _check_added_losses(self) -> None:
+        """A layer sees padding as it sees examples, so what it adds may be a mean over both."""
+        for layer in (self.model, *self.model._flatten_layers(include_self=False)):
+            if layer._get_own_losses() and self.padded is not None:
+                raise UsageError(
+                    f"{layer.name} adds a loss of its own (add_loss, or an activity regularizer),"
+                    f" which padding would change: {self.padded}"
+                )
 
     def _seeds(self, ids: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
         """[b, 2] int32, a function of (seed, epoch, example) alone."""

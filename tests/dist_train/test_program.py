@@ -44,7 +44,7 @@ def test_smoothing_takes_probabilities_and_names_of_classes_too():
     ("loss", "message"),
     [
         (keras.losses.MeanSquaredError(), "this task's is MeanSquaredError"),
-        ("mse", "this task's is MeanSquaredError"),
+        ("mse", "this task's is mean_squared_error"),
         (keras.losses.SparseCategoricalCrossentropy(ignore_class=0), "ignore_class=0"),
         (keras.losses.CategoricalCrossentropy(label_smoothing=0.1), "smooths by 0.1 itself"),
     ],
