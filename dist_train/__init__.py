@@ -6,13 +6,14 @@ logical devices and the workers' connections must be settled before it initializ
 
 from dist_train.config import Config
 from dist_train.errors import DistTrainError, RunError, Stopped, UsageError
-from dist_train.examples import Arrays, Source
+from dist_train.examples import Arrays, Dataset, Source
 from dist_train.start import train
 from dist_train.task import Task
 
 __all__ = [
     "Arrays",
     "Config",
+    "Dataset",
     "DistTrainError",
     "RunError",
     "Source",

@@ -1,6 +1,7 @@
 """Build: from a task and the settings to the parts that a run needs, in the strategy's scope."""
 
 import zlib
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,7 +12,7 @@ from dist_train.config import Config
 from dist_train.errors import UsageError
 from dist_train.examples import Source
 from dist_train.input import Input, choose
-from dist_train.program import Program, example_loss
+from dist_train.program import Program, example_loss, smoothed
 from dist_train.step import LossScale, TrainLoop, make_evaluation
 from dist_train.task import Task
 
@@ -27,7 +28,8 @@ class Parts:
       step: [] int64, of the last checkpoint.
       pending: [sums] float64, the sums since the last line of the log. They are state too: a
         resumed run logs the same means.
-      best: [2] float64, the best value of --best_metric and its step; not a number before.
+      best: [3] float64, the best value of --best_metric and its step, not a number before, and how
+        many validations there were since.
       variables: all state, for a broadcast.
     """
 
@@ -37,6 +39,7 @@ class Parts:
         self._config = config
         self._strategy = strategy
         self._replicas = strategy.num_replicas_in_sync
+        self._check_used(task)
         self._make_inputs(task, strategy, local_replicas)
         schedule = self.inputs["train"].schedule
         self.total_steps = config.epochs * schedule.steps_per_epoch
@@ -51,13 +54,13 @@ class Parts:
             self.optimizer = task.optimizer() if task.optimizer else self._optimizer()
             self.optimizer.build(self.model.trainable_variables)
             self._loss_scale = LossScale() if config.dtype == "mixed_float16" else None
-        layers.check_batch_statistics(
-            self.model,
-            batch_size=config.batch_size,
-            examples=schedule.examples,
-            replicas=self._replicas,
-            parts=config.gradient_accumulation,
-        )
+        sizes = {
+            "batch_size": config.batch_size,
+            "examples": schedule.examples,
+            "replicas": self._replicas,
+            "parts": config.gradient_accumulation,
+        }
+        layers.check_batch_statistics(self.model, **sizes)
         self._jit, self._jit_reason = layers.choose_jit(
             config.jit_compile,
             self.model,
@@ -68,10 +71,12 @@ class Parts:
         self.program = Program(
             model=self.model,
             loss=example_loss(task.loss),
+            training_loss=self._training_loss(task.loss),
             metrics=task.metrics,
             preprocess=task.preprocess,
             seed=config.seed,
             parts=config.gradient_accumulation,
+            padded=layers.padding(**sizes),
         )
         self.train_loop = TrainLoop(
             strategy,
@@ -86,7 +91,7 @@ class Parts:
             zeros = np.zeros(len(self.program.sum_names))
             self.pending = tf.Variable(zeros, trainable=False, name="pending")
             self.step = tf.Variable(np.int64(0), trainable=False, name="step")
-            self.best = tf.Variable(np.full(2, np.nan), trainable=False, name="best")
+            self.best = tf.Variable(np.array([np.nan, np.nan, 0.0]), trainable=False, name="best")
         names = [name for name in self.program.sum_names if name != "weight"]
         if config.best_metric not in names:
             raise UsageError(
@@ -118,14 +123,34 @@ class Parts:
         config = self._config
         return optimizers.make(
             config.optimizer,
-            learning_rate=config.learning_rate,
+            learning_rate=config.scaled_rate,
             lr_schedule=config.lr_schedule,
             warmup_steps=config.warmup_steps,
             total_steps=self.total_steps,
             weight_decay=config.weight_decay,
             clip_norm=config.clip_norm,
             ema=config.ema,
+            further=config.optimizer_options,
         )
+
+    def _training_loss(self, loss: Any) -> Any:
+        share = self._config.label_smoothing
+        return example_loss(smoothed(loss, share)) if share else None
+
+    def _check_used(self, task: Task) -> None:
+        """Refuses settings that this task would leave without an effect."""
+        config = self._config
+        for name in ("optimizer_args", "scale_lr"):
+            if task.optimizer is not None and getattr(config, name):
+                raise UsageError(
+                    f"{name}={getattr(config, name)}, and the task makes its optimizer itself; set"
+                    " it there, or leave Task.optimizer out"
+                )
+        if config.early_stopping and task.validation is None:
+            raise UsageError(
+                f"early_stopping={config.early_stopping} needs validation examples, and the task"
+                " has none"
+            )
 
     @property
     def variables(self) -> list:

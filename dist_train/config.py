@@ -6,22 +6,20 @@ comparison on a resume all follow from that.
 """
 
 import dataclasses
-import math
-import types
-import typing
 from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 
+from dist_train import arguments
 from dist_train.errors import UsageError
+from dist_train.settings import converted, kind_of
 
 # Paths and habits of one machine: they may differ between the workers of a run.
 _PER_WORKER = {
     "workdir", "data_dir", "input", "progress", "initial_weights",
     "start_timeout_s", "stall_timeout_s", "grace_period_s", "checkpoint",
 }  # fmt: skip
-_MAX_FLOAT = 2**1023
 _MAX_TIMEOUT_S = 1e6  # sockets take no more than 2^31 ms
 STRATEGIES = ("default", "mirrored", "multi_worker")
 
@@ -89,7 +87,19 @@ class Config:
     )
     epochs: int = _setting(3, "Passes over the training examples.", lower=0)
     optimizer: str = _setting("sgd", "Any Keras optimizer by its name.", trajectory=True)
+    optimizer_args: str = _setting(
+        "",
+        "Further arguments of the optimizer, as Keras names them: 'momentum=0.9,nesterov=true'.",
+        trajectory=True,
+    )
     learning_rate: float = _setting(1e-3, "The (peak) learning rate.", trajectory=True, lower=0.0)
+    scale_lr: int = _setting(
+        0,
+        "The batch size that learning_rate is meant for: the rate is multiplied by batch_size /"
+        " scale_lr. 0: it is used as it is.",
+        trajectory=True,
+        lower=0,
+    )
     lr_schedule: str = _setting(
         "constant",
         "The learning rate after the warm-up: constant; cosine or linear (to zero at the last"
@@ -115,6 +125,14 @@ class Config:
         None,
         "Momentum of an exponential moving average of the weights (0.999, say); evaluation and"
         " export use the average. Default: none.",
+        trajectory=True,
+        lower=0.0,
+        upper=1.0,
+    )
+    label_smoothing: float = _setting(
+        0.0,
+        "Share of each label's weight that is spread evenly over all classes, in training only; for"
+        " losses that are a (Sparse)CategoricalCrossentropy.",
         trajectory=True,
         lower=0.0,
         upper=1.0,
@@ -175,6 +193,12 @@ class Config:
         " other metric.",
         choices=("auto", "min", "max"),
     )
+    early_stopping: int = _setting(
+        0,
+        "End the run after so many validations in a row without a better best_metric; the test and"
+        " the exports then use the best weights. 0: never.",
+        lower=0,
+    )
     checkpoint: str | None = _setting(
         None,
         "For --mode=evaluate: a step, best, or the folder of a checkpoint. Default: the newest.",
@@ -223,7 +247,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = _converted(field, getattr(self, field.name))
+            value = converted(field, getattr(self, field.name))
             object.__setattr__(self, field.name, value)  # the one place where a Config is written
         self._check_together()
 
@@ -244,7 +268,27 @@ class Config:
                 f"checkpoint={self.checkpoint!r} is for --mode=evaluate; training goes on from the"
                 " newest in --workdir"
             )
-        self.profile_range  # noqa: B018 - parsed here so that a bad value is found at once
+        if self.early_stopping and not self.eval_epochs:
+            raise UsageError(
+                f"early_stopping={self.early_stopping} counts validations, and eval_epochs=0 makes"
+                " none; use --eval_epochs=1"
+            )
+        # Parsed here so that a bad value is found at once.
+        self.profile_range  # noqa: B018
+        self.optimizer_options  # noqa: B018
+
+    @property
+    def optimizer_options(self) -> dict[str, Any]:
+        """The optimizer_args by name."""
+        return arguments.parse("optimizer_args", self.optimizer_args)
+
+    @property
+    def scaled_rate(self) -> float:
+        """The (peak) learning rate for this batch size.
+
+        Linear in the batch size (Goyal et al., 2017, section 2.1), if a reference is given.
+        """
+        return self.learning_rate * (self.batch_size / self.scale_lr if self.scale_lr else 1.0)
 
     @property
     def profile_range(self) -> tuple[int, int] | None:
@@ -277,47 +321,10 @@ class Config:
         return settings
 
 
-def _converted(field: dataclasses.Field, value: Any) -> Any:
-    """The value in the field's type, or UsageError with value, constraint and remedy."""
-    name, meta = field.name, field.metadata
-    kind, optional = _kind(field)
-    if name == "strategy" and value == "multi-worker":
-        value = "multi_worker"
-    if kind is str and isinstance(value, bool) and "true" in meta["choices"]:
-        value = str(value).lower()
-    if value is None:
-        if optional:
-            return None
-        raise UsageError(f"{name} is missing; give a {kind.__name__}")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) < _MAX_FLOAT else math.inf
-    if type(value) is not kind:
-        raise UsageError(f"{name}={value!r} is a {type(value).__name__}; use a {kind.__name__}")
-    if meta["choices"] and value not in meta["choices"]:
-        raise UsageError(f"{name}={value!r} is not one of {', '.join(meta['choices'])}")
-    lower, upper = meta["lower"], meta["upper"]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{name}={value} is not a finite number")
-    if lower is not None and value < lower:
-        raise UsageError(f"{name}={value} is below {lower}; use {lower} or more")
-    if upper is not None and value > upper:
-        raise UsageError(f"{name}={value} is above {upper}; use {upper} or less")
-    return value
-
-
-def _kind(field: dataclasses.Field) -> tuple[type, bool]:
-    """(type, may it be None) of a field annotated `T` or `T | None`."""
-    if isinstance(field.type, types.UnionType):
-        (kind,) = (arg for arg in typing.get_args(field.type) if arg is not types.NoneType)
-        return kind, True
-    assert isinstance(field.type, type)
-    return field.type, False
-
-
 def define_flags(flag_values: flags.FlagValues) -> None:
     """Defines one flag per field of Config, with its default, help and bounds."""
     for field in dataclasses.fields(Config):
-        kind, _ = _kind(field)
+        kind, _ = kind_of(field)
         name, meta, default = field.name, field.metadata, field.default
         define: Any
         options: dict[str, Any] = {"flag_values": flag_values}

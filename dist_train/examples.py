@@ -1,12 +1,13 @@
-"""Examples: arrays of equal length, or anything that can be indexed at random."""
+"""Examples: arrays of equal length, what can be indexed at random, or a tf.data.Dataset."""
 
+import inspect
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from dist_train.errors import UsageError
+from dist_train.errors import RunError, UsageError
 
 Tree = Any  # an array, or a dict, list or tuple of trees
 
@@ -67,6 +68,91 @@ class Arrays:
         return not any(isinstance(array, np.memmap) for array in self.arrays())
 
 
+class Dataset:
+    """Examples in an order of their own: a tf.data.Dataset, made anew for each epoch.
+
+    For what cannot be read at random. Its limits: the order is the dataset's (`shuffle` and `seed`
+    do not reach it; to shuffle, let `make` take the epoch and do it by that); a resume within an
+    epoch reads what came before in it and drops it; every worker reads the whole of it and uses
+    its share; it is always streamed.
+
+    Args:
+      make: () or (epoch) -> tf.data.Dataset of single examples (x, y), all of the same shapes, not
+        batched or repeated. It must give the same examples in the same order each time that it is
+        called with the same epoch, on every worker. In evaluation the epoch is 0.
+      examples: how many there are in an epoch, each epoch alike.
+
+    Raises:
+      UsageError: there are no examples.
+    """
+
+    def __init__(self, make: Callable[..., Any], *, examples: int):
+        if examples < 1:
+            raise UsageError(f"examples={examples} of a Dataset; use 1 or more")
+        self._make = make
+        self._examples = examples
+        self._first: Tree | None = None
+        first = next(iter(inspect.signature(make).parameters.values()), None)
+        self._takes_epoch = first is not None and (
+            first.name == "epoch" or first.default is first.empty
+        )
+
+    def __len__(self) -> int:
+        return self._examples
+
+    def __getitem__(self, indices: np.ndarray) -> tuple[Tree, Tree]:
+        """Examples of epoch 0, all up to the last of them read: for a few at the beginning."""
+        last = int(max(indices))
+        if last == 0 and self._first is not None:
+            read = self._first
+        else:
+            read = next(self.made(0).batch(last + 1).as_numpy_iterator(), None)
+            if read is None or len(next(_leaves(read))) <= last:
+                raise UsageError(f"a Dataset of examples={self._examples} has no example {last}")
+        if last == 0:
+            self._first = read
+        x, y = _map(lambda array: array[indices], read)
+        return x, y
+
+    def made(self, epoch: int) -> Any:
+        """The tf.data.Dataset of an epoch.
+
+        Raises:
+          UsageError: it is something else.
+        """
+        dataset = self._make(epoch) if self._takes_epoch else self._make()
+        spec = getattr(dataset, "element_spec", None)
+        if not (isinstance(spec, tuple) and len(spec) == 2):
+            raise UsageError(
+                f"a Dataset's function gave {type(dataset).__name__} of {spec}; it must give a"
+                " tf.data.Dataset of (x, y)"
+            )
+        return dataset
+
+    def blocks(self, epoch: int, size: int, skip: int = 0) -> Iterator[tuple[Tree, Tree]]:
+        """The examples of an epoch from `skip` on, as (x, y) of arrays [size, …], the last shorter.
+
+        Raises:
+          RunError: the epoch has more or fewer examples than were announced.
+        """
+        count, held = skip, None
+        for block in self.made(epoch).skip(skip).batch(size).as_numpy_iterator():
+            count += len(next(_leaves(block)))
+            if count > self._examples:
+                break
+            if held is not None:
+                yield held
+            held = block
+        if count != self._examples:
+            word = "more" if count > self._examples else f"only {count}"
+            raise RunError(
+                f"a Dataset of examples={self._examples} gave {word} in epoch {epoch}; give the"
+                " number that each epoch has, or use take or repeat in its function"
+            )
+        if held is not None:
+            yield held
+
+
 # Enough rows to notice another file or another order, few enough for one that fills a disk.
 _DIGEST_ROWS = 2048
 
@@ -75,11 +161,13 @@ def digest(source: Source) -> int:
     """A 32-bit checksum of the examples, to compare between workers.
 
     Arrays in memory are read whole; of anything else the length and up to 2,048 examples, evenly
-    spaced, are.
+    spaced, are; of a Dataset its first ones.
     """
     checksum = zlib.crc32(str(len(source)).encode())
     if isinstance(source, Arrays) and source.in_memory:
         arrays = source.arrays()
+    elif isinstance(source, Dataset):
+        arrays = _leaves(source[np.arange(min(len(source), _DIGEST_ROWS))])
     else:
         rows = np.unique(np.linspace(0, len(source) - 1, _DIGEST_ROWS).astype(np.int64))
         arrays = _leaves(source[rows])

@@ -9,6 +9,7 @@ streamed it carries the examples too.
 """
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from dist_train.errors import UsageError
-from dist_train.examples import Arrays, Source
+from dist_train.examples import Arrays, Dataset, Source
 
 # The public tf.random.experimental.index_shuffle has 4 rounds, after which the orders of two epochs
 # still correlate by 0.65 to 0.75 (50,000 examples); from 12 on nothing is left to measure.
@@ -153,18 +154,38 @@ class Input:
             examples=len(source),
             batch_size=batch_size,
             seed=seed,
-            shuffle=shuffle,
+            shuffle=shuffle and not isinstance(source, Dataset),
             chunk_steps=max(1, min(steps, limit)),
         )
         self._first_epoch: list[tuple[Chunk, int]] | None = None
         self.data: Any = self._place() if resident else ()
 
-    def chunks(self, first: int) -> Iterator[Chunk]:
-        """The chunks from number `first` on, without end, distributed over the replicas."""
-        dataset = self._strategy.distribute_datasets_from_function(
-            lambda context: self._dataset(context, first)
-        )
-        return iter(dataset)
+    def chunks(self, first: int, *, once: bool = False) -> Iterator[Chunk]:
+        """The chunks from number `first` on, without end, distributed over the replicas.
+
+        Args:
+          first: a chunk's number.
+          once: whether nobody will ask for those of another epoch.
+
+        Raises:
+          Exception: whatever a Dataset's function raises, or it has another number of examples.
+        """
+        failures: list[Exception] = []
+
+        def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            if isinstance(self._source, Dataset):
+                return self._sequential(self._source, context, first, once, failures)
+            return self._dataset(context, first)
+
+        chunks = iter(self._strategy.distribute_datasets_from_function(dataset))
+        while True:
+            try:
+                chunk = next(chunks)
+            except tf.errors.OpError:
+                if failures:  # TensorFlow's words for it are a traceback
+                    raise failures[0] from None
+                raise
+            yield chunk
 
     def first_epoch(self) -> Iterator[tuple[Chunk, int]]:
         """(chunk, its steps) of one pass; an evaluation asks for the same one again and again."""
@@ -172,7 +193,9 @@ class Input:
             yield from self._first_epoch
             return
         plan, seen = self.schedule, []
-        for number, chunk in zip(range(plan.chunks_per_epoch), self.chunks(0), strict=False):
+        for number, chunk in zip(
+            range(plan.chunks_per_epoch), self.chunks(0, once=True), strict=False
+        ):
             item = chunk, plan.locate(number * plan.chunk_steps)[2]
             if self.resident:  # indices alone: small enough to keep
                 seen.append(item)
@@ -208,6 +231,59 @@ class Input:
         numbers = tf.data.Dataset.counter(first * local)
         dataset = numbers.map(chunk, num_parallel_calls=local, deterministic=True)
         return dataset.prefetch(2 * local)
+
+    def _sequential(
+        self,
+        source: Dataset,
+        context: tf.distribute.InputContext,
+        first: int,
+        once: bool,
+        failures: list[Exception],
+    ) -> tf.data.Dataset:
+        """As `_dataset`, of examples that can be read in one order only.
+
+        A block has the examples of one chunk for all replicas of all workers; each worker cuts out
+        what its own replicas need.
+        """
+        plan = self.schedule
+        replicas = context.num_replicas_in_sync
+        local = replicas // context.num_input_pipelines
+        begin = context.input_pipeline_id * local
+        size = plan.chunk_steps * plan.batch_size
+        example = source[np.zeros(1, np.int64)]
+        spec = tf.nest.map_structure(
+            lambda spec, array: tf.TensorSpec([None, *array.shape[1:]], spec.dtype),
+            source.made(0).element_spec,
+            example,
+        )
+
+        def blocks() -> Iterator[Any]:
+            epoch, chunk = divmod(first, plan.chunks_per_epoch)
+            try:
+                for number in itertools.count(epoch):
+                    yield from source.blocks(number, size, skip=chunk * size)
+                    chunk = 0
+                    while once:  # what is read ahead: nobody will use it
+                        yield example
+            except Exception as error:
+                failures.append(error)
+                raise
+
+        @tf.autograph.experimental.do_not_convert
+        def cut(number: tf.Tensor, block: Any) -> Chunk:
+            start = tf.cast(number % plan.chunks_per_epoch * size, tf.int32)
+
+            def chunk(replica: int) -> Chunk:
+                ids, epoch = plan.share(number, tf.constant(begin + replica, tf.int64), replicas)
+                rows = tf.reshape(tf.where(ids >= 0, ids - start, 0), [-1])
+                return Chunk(ids, epoch, tf.nest.map_structure(lambda a: tf.gather(a, rows), block))
+
+            each = [chunk(replica) for replica in range(local)]
+            return tf.nest.map_structure(lambda *parts: tf.stack(parts), *each)
+
+        read = tf.data.Dataset.from_generator(blocks, output_signature=spec)
+        numbered = tf.data.Dataset.zip(tf.data.Dataset.counter(first), read)
+        return numbered.map(cut).unbatch().prefetch(2 * local)
 
     def _read(self, ids: tf.Tensor) -> Any:
         """(x, y) with arrays [S * b, …] of the examples `ids`; padding repeats example 0."""

@@ -56,6 +56,25 @@ def choose_jit(
     return True, "no layer speaks against it"
 
 
+def padding(*, batch_size: int, examples: int, replicas: int, parts: int = 1) -> str | None:
+    """Why a replica's share of a batch, or a part of it, may be padded, and what to do; or None."""
+    divisor = replicas * parts
+    if not batch_size % divisor and not examples % batch_size:
+        return None
+    fitting = [
+        size
+        for size in range(divisor, min(examples, 8 * batch_size) + 1, divisor)
+        if examples % size == 0
+    ]
+    near = sorted(sorted(fitting, key=lambda size: abs(size - batch_size))[:4])
+    remedy = f"use {' or '.join(map(str, near))}" if near else "change the number of examples"
+    split = f" in {parts} parts" if parts > 1 else ""
+    return (
+        f"batch_size={batch_size} must divide {examples} examples and be divisible by"
+        f" {replicas} replicas{split}; {remedy}"
+    )
+
+
 def check_batch_statistics(
     model: keras.Model, *, batch_size: int, examples: int, replicas: int, parts: int = 1
 ) -> None:
@@ -65,8 +84,10 @@ def check_batch_statistics(
       UsageError: the model normalizes over the batch, and a batch would be padded, or the replicas
         would gather statistics of their own. The batch sizes that work are named.
     """
-    layers = [
-        layer for layer in all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)
+    layers = [  # a frozen one uses the statistics that it has
+        layer
+        for layer in all_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
     ]
     if not layers:
         return
@@ -75,18 +96,10 @@ def check_batch_statistics(
             f"{layers[0].name} normalizes over the batch, and would over each of"
             f" {parts} parts alone; use --gradient_accumulation=1"
         )
-    if batch_size % replicas or examples % batch_size:
-        fitting = [
-            size
-            for size in range(replicas, min(examples, 8 * batch_size) + 1, replicas)
-            if examples % size == 0
-        ]
-        near = sorted(sorted(fitting, key=lambda size: abs(size - batch_size))[:4])
-        remedy = f"use {' or '.join(map(str, near))}" if near else "change the number of examples"
+    padded = padding(batch_size=batch_size, examples=examples, replicas=replicas)
+    if padded is not None:
         raise UsageError(
-            f"{layers[0].name} normalizes over the batch, which padding would change:"
-            f" batch_size={batch_size} must divide {examples} examples and be divisible by"
-            f" {replicas} replicas; {remedy}"
+            f"{layers[0].name} normalizes over the batch, which padding would change: {padded}"
         )
     if replicas > 1 and not all(layer.synchronized for layer in layers):
         raise UsageError(

@@ -131,10 +131,10 @@ class _Loop:
         with self._log(step) as log:
             self._state.log = log
             try:
-                results = self._fit(step, log)
+                results, step = self._fit(step, log)
             finally:
                 self._state.settle()  # what was begun before an error is written all the same
-            step = self._parts.total_steps
+            self._state.take_best(step)
             if (test := self._evaluate("test")) is not None:
                 results["test"] = test
                 log.evaluation("test", self._row(step) | test)
@@ -168,7 +168,7 @@ class _Loop:
             metrics.MetricsFile(self._workdir.followed, resumed_step=-1)
         ) as file:
             log = metrics.RunLog(file=file, console=metrics.Console())
-            while step < self._parts.total_steps:
+            while not self._state.is_over(step):
                 if self._request.signal is not None:
                     raise Stopped(f"by {self._request.signal.name}; evaluated up to step {step:,}")
                 if time.monotonic() - newest_at > self._config.stall_timeout_s:
@@ -188,8 +188,8 @@ class _Loop:
                 self._workdir.push(self._workdir.followed)
         return self._result(results, step)
 
-    def _fit(self, step: int, log: metrics.RunLog) -> dict[str, Means]:
-        """All steps from `step` to the last; the last means of each kind."""
+    def _fit(self, step: int, log: metrics.RunLog) -> tuple[dict[str, Means], int]:
+        """All steps from `step` to the last; the last means of each kind, and the last step."""
         config, parts, times = self._config, self._parts, self._times
         train = parts.inputs["train"]
         pace = Pace(config.steps_per_loop)
@@ -203,7 +203,7 @@ class _Loop:
         self._request.watch_from(parts.train_loop.request_stop)
         if step == 0 and config.on_nan == "restore":
             self._state.save(0)
-        while step < parts.total_steps:
+        while not self._state.is_over(step):
             number, begin, left = train.schedule.locate(step)
             if number != current:
                 chunks = chunks or train.chunks(number)
@@ -229,8 +229,11 @@ class _Loop:
                 results["validation"] = values
                 log.evaluation("validation", self._row(step) | values)
                 best = self._state.is_best(values, step)
-            stop = self._must_stop(progress) and step < parts.total_steps
-            if stop or best or times.saves(step, time.monotonic() - saved):
+            over = self._state.is_over(step)
+            if over and not times.logs(step):
+                results["train"] = self._log_train(step, progress, pace.take_seconds(), log)
+            stop = self._must_stop(progress) and not over
+            if over or stop or best or times.saves(step, time.monotonic() - saved):
                 parts.pending.assign(self._pending)
                 self._state.save(step, best=best)
                 saved = time.monotonic()
@@ -239,7 +242,7 @@ class _Loop:
                 self._leave()
                 raise Stopped(self._stop_message(step))
         profile.close()
-        return results
+        return results, step
 
     def _evaluate(self, kind: str) -> Means | None:
         """The exact means over all examples of `kind`, or None if the task has none."""

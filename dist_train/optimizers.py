@@ -1,13 +1,22 @@
 """Optimizers and learning-rate schedules by name, and the averaged weights."""
 
 import contextlib
+import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from dist_train.errors import UsageError
+
+# Arguments of every optimizer that have a setting of their own, or that would do again what the
+# step does.
+_OURS = {
+    "learning_rate", "weight_decay", "global_clipnorm", "use_ema", "ema_momentum",
+    "ema_overwrite_frequency", "loss_scale_factor", "gradient_accumulation_steps", "name", "kwargs",
+}  # fmt: skip
 
 
 @keras.saving.register_keras_serializable("dist_train")
@@ -58,11 +67,16 @@ def make(
     weight_decay: float | None = None,
     clip_norm: float | None = None,
     ema: float | None = None,
+    further: Mapping[str, Any] | None = None,
 ) -> keras.optimizers.Optimizer:
     """A Keras optimizer by its name ('sgd', 'AdamW', …), in any capitals.
 
+    Args:
+      further: arguments of this optimizer alone, momentum for example.
+
     Raises:
-      UsageError: Keras has none of that name; those that it has are listed.
+      UsageError: Keras has none of that name, or it takes no such argument; those that there are
+        are listed.
     """
     classes = {
         key.lower(): value
@@ -83,7 +97,43 @@ def make(
         options["global_clipnorm"] = clip_norm
     if ema is not None:
         options |= {"use_ema": True, "ema_momentum": ema}
-    return classes[name.lower()](**options)
+    chosen = classes[name.lower()]
+    options |= _checked(name, chosen, further or {})
+    try:
+        return chosen(**options)
+    except (TypeError, ValueError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise UsageError(f"optimizer={name}: {text}") from error
+
+
+def _checked(name: str, chosen: type, further: Mapping[str, Any]) -> dict[str, Any]:
+    """The further arguments, in the types of their defaults."""
+    known = {
+        key: parameter.default
+        for key, parameter in inspect.signature(chosen).parameters.items()
+        if key not in _OURS
+    }
+    checked = {}
+    for key, value in further.items():
+        if key in _OURS:
+            raise UsageError(
+                f"optimizer_args: {key} is not set there; see --learning_rate, --weight_decay,"
+                " --clip_norm, --ema, --dtype and --gradient_accumulation"
+            )
+        if key not in known:
+            raise UsageError(
+                f"optimizer_args: {name} has no {key!r}; it has {', '.join(sorted(known))}"
+            )
+        kind = type(known[key])
+        if kind is float and type(value) is int:
+            value = float(value)
+        if kind in (bool, int, float, str) and type(value) is not kind:
+            raise UsageError(
+                f"optimizer_args: {key}={value!r} is a {type(value).__name__}; use a"
+                f" {kind.__name__} such as {known[key]}"
+            )
+        checked[key] = value
+    return checked
 
 
 @contextlib.contextmanager

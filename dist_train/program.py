@@ -17,6 +17,8 @@ class Program:
     Attributes:
       model: called with training=True or False.
       loss: fn(y, outputs) -> [batch] float losses; see `example_loss`.
+      training_loss: likewise, what training minimizes; None: the same.
+      padded: why a batch may be padded, and what to do; None: it never is.
       metrics: {name: fn(y, outputs) -> [batch]}.
       preprocess: fn(x, y, seed) -> (x, y), or None.
       seed: for `preprocess`.
@@ -29,6 +31,8 @@ class Program:
     preprocess: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
     seed: int = 0
     parts: int = 1
+    training_loss: Callable[[Any, Any], tf.Tensor] | None = None
+    padded: str | None = None
 
     @property
     def sum_names(self) -> tuple[str, ...]:
@@ -47,8 +51,9 @@ class Program:
           epoch: [] int32 in training; None in evaluation.
 
         Returns:
-          objective: [] float32, the summed loss and the model's own losses (regularization),
-            which count once per real example, so that they are divided out with it.
+          objective: [] float32, the summed loss and the model's own losses (regularization, and
+            means over the batch), which count once per real example, so that they are divided out
+            with it.
           sums: [len(sum_names)] float32.
         """
         training = epoch is not None
@@ -57,7 +62,8 @@ class Program:
         if self.preprocess is not None:
             x, y = self.preprocess(x, y, self._seeds(ids, epoch) if training else None)
         outputs = tf.nest.map_structure(_as_float32, self.model(x, training=training))
-        loss = tf.reduce_sum(_per_example("loss", self.loss(y, outputs), ids) * weights)
+        loss_of = self.training_loss if training and self.training_loss else self.loss
+        loss = tf.reduce_sum(_per_example("loss", loss_of(y, outputs), ids) * weights)
         metrics = [
             tf.reduce_sum(_per_example(f"metric {name}", fn(y, outputs), ids) * weights)
             for name, fn in self.metrics.items()
@@ -65,8 +71,18 @@ class Program:
         count = tf.reduce_sum(weights)
         objective = loss
         if training and self.model.losses:
+            self._check_added_losses()
             objective += count * tf.cast(tf.add_n(self.model.losses), tf.float32)
         return objective, tf.stack([loss, count, *metrics])
+
+    def _check_added_losses(self) -> None:
+        """A layer sees padding as it sees examples, so what it adds may be a mean over both."""
+        for layer in (self.model, *self.model._flatten_layers(include_self=False)):
+            if layer._get_own_losses() and self.padded is not None:
+                raise UsageError(
+                    f"{layer.name} adds a loss of its own (add_loss, or an activity regularizer),"
+                    f" which padding would change: {self.padded}"
+                )
 
     def _seeds(self, ids: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
         """[b, 2] int32, a function of (seed, epoch, example) alone."""
@@ -94,6 +110,48 @@ def example_loss(loss: Any) -> Callable[[Any, Any], tf.Tensor]:
         return tf.reduce_mean(losses, axis=list(range(1, losses.shape.rank)))
 
     return per_example
+
+
+def smoothed(loss: Any, share: float) -> keras.losses.CategoricalCrossentropy:
+    """The loss with labels smoothed (Szegedy et al., 2016, section 7).
+
+    A label becomes (1 - share) of itself plus share / classes of every class.
+
+    Raises:
+      UsageError: the loss is no (Sparse)CategoricalCrossentropy object, or smooths by itself.
+    """
+    if isinstance(loss, str):
+        loss = keras.losses.get(loss)
+    sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+    if not sparse and not isinstance(loss, keras.losses.CategoricalCrossentropy):
+        raise UsageError(
+            f"label_smoothing={share:g} needs a loss that is a"
+            " keras.losses.(Sparse)CategoricalCrossentropy, and this task's is"
+            f" {getattr(loss, '__name__', type(loss).__name__)}; smooth in it, and drop the flag"
+        )
+    if sparse and loss.ignore_class is not None:
+        raise UsageError(
+            f"label_smoothing={share:g} does not know ignore_class={loss.ignore_class}; drop one"
+        )
+    if not sparse and loss.label_smoothing:
+        raise UsageError(
+            f"label_smoothing={share:g}, and the task's loss smooths by {loss.label_smoothing:g}"
+            " itself; drop one"
+        )
+    kind = _SmoothedSparse if sparse else keras.losses.CategoricalCrossentropy
+    axis = loss.get_config().get("axis", -1)
+    return kind(from_logits=loss.from_logits, label_smoothing=share, axis=axis)
+
+
+class _SmoothedSparse(keras.losses.CategoricalCrossentropy):
+    """Of labels that are numbers of classes, [batch, …] or [batch, …, 1] as Keras takes them."""
+
+    def call(self, y_true: Any, y_pred: Any) -> tf.Tensor:
+        labels = tf.cast(y_true, tf.int32)
+        if labels.shape.rank == y_pred.shape.rank:
+            labels = tf.squeeze(labels, -1)
+        classes = tf.one_hot(labels, y_pred.shape[-1], dtype=y_pred.dtype)
+        return super().call(classes, y_pred)
 
 
 def _as_float32(output: tf.Tensor) -> tf.Tensor:

@@ -17,6 +17,7 @@ from dist_train.workdir import Workdir
 from dist_train.workers import Workers
 
 _MOST_REWINDS = 3
+_ROUNDING = 1e-6
 
 
 class State:
@@ -141,14 +142,44 @@ class State:
         return int(self._parts.step.numpy())
 
     def is_best(self, values: Mapping[str, float], step: int) -> bool:
-        """Whether a validation is the best so far; then it becomes part of the state."""
+        """Whether a validation is the best so far; it is counted, and that is part of the state.
+
+        A gain within the rounding of a float32 sum is none: where a run has converged, another
+        number of replicas would otherwise end at another step.
+        """
         name, mode = self._config.best_metric, self._config.best_mode
-        value, best = values[name], float(self._parts.best.numpy()[0])
+        value, (best, at, since) = values[name], self._parts.best.numpy()
         least = mode == "min" or (mode == "auto" and name == "loss")
-        if math.isnan(value) or not (math.isnan(best) or (value < best if least else value > best)):
+        gain = (best - value if least else value - best) - _ROUNDING * abs(best)
+        if math.isnan(value) or not (math.isnan(best) or gain > 0):
+            self._parts.best.assign([best, at, since + 1])
             return False
-        self._parts.best.assign([value, float(step)])
+        self._parts.best.assign([value, float(step), 0.0])
         return True
+
+    def is_over(self, step: int) -> bool:
+        """Whether nothing is left to train: the last step is done, or early stopping ends it."""
+        patience = self._config.early_stopping
+        since = self._parts.best.numpy()[2]
+        return step >= self._parts.total_steps or bool(0 < patience <= since)
+
+    def take_best(self, step: int) -> None:
+        """With early stopping, gives every worker the weights of the best validation.
+
+        Args:
+          step: the last one that was done; the weights are those after it.
+
+        Raises:
+          RunError: their checkpoint is damaged.
+        """
+        best = self._parts.best.numpy()[1]
+        if not self._config.early_stopping or math.isnan(best) or int(best) == step:
+            return
+        self.settle()
+        if self.checkpoints is not None:
+            self.checkpoints.restore("best")
+            logging.info("test and exports use the best weights, those of step %s", f"{best:,.0f}")
+        self._hand_out()
 
     def _hand_out(self) -> None:
         with self._workers.together("the broadcast of the state"):

@@ -239,7 +239,9 @@ class TrainLoop:
             [variable.value for variable in self._variables],
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
-        flat = [tf.reshape(tf.cast(g, tf.float32), [-1]) for g in gradients]
+        # An embedding's gradient comes as the rows that were looked up: the sum wants all of them.
+        dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        flat = [tf.reshape(tf.cast(gradient, tf.float32), [-1]) for gradient in dense]
         return tf.concat([*flat, sums], 0)
 
     def _apply(self, flat: tf.Tensor, tail: tf.Tensor) -> tf.Tensor | None:

@@ -157,3 +157,37 @@ def test_a_schedule_that_ends_with_the_run_makes_its_length_part_of_the_trajecto
     assert Config(epochs=3).trajectory() == Config(epochs=4).trajectory()
     cosine = [Config(lr_schedule="cosine", epochs=epochs).trajectory() for epochs in (3, 4)]
     assert cosine[0] != cosine[1]
+
+
+def test_optimizer_args_are_numbers_words_and_truth_values():
+    text = "momentum=0.9, nesterov=True,name=a,steps=3,epsilon=1e-7"
+    options = Config(optimizer_args=text).optimizer_options
+    expected = {"momentum": 0.9, "nesterov": True, "name": "a", "steps": 3, "epsilon": 1e-7}
+    assert options == expected
+    assert [type(value) for value in options.values()] == [float, bool, str, int, float]
+    assert Config().optimizer_options == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("momentum", "optimizer_args: 'momentum' is not of the form name=value"),
+        ("momentum=", "not of the form"),
+        ("a b=1", "'a b=1' is not of the form"),
+        ("momentum=1,momentum=2", "momentum is given twice"),
+    ],
+)
+def test_optimizer_args_of_another_form_are_refused(text, message):
+    with pytest.raises(UsageError, match=message):
+        Config(optimizer_args=text)
+
+
+def test_the_rate_is_linear_in_the_batch_where_a_reference_is_given():
+    assert Config(learning_rate=0.1, batch_size=64).scaled_rate == 0.1
+    assert Config(learning_rate=0.1, batch_size=64, scale_lr=256).scaled_rate == 0.025
+    assert Config(learning_rate=0.1, batch_size=1024, scale_lr=256).scaled_rate == 0.4
+
+
+def test_early_stopping_without_validations_is_refused():
+    with pytest.raises(UsageError, match=r"early_stopping=2 .*use --eval_epochs=1"):
+        Config(early_stopping=2, eval_epochs=0)

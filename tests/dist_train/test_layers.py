@@ -146,3 +146,31 @@ def test_randomness_differs_from_replica_to_replica_but_for_the_first():
     assert states[0] == before
     assert len({tuple(s) for s in states}) == 3
     assert {s[1] for s in states} == {before[1]}  # the counter advances alike
+
+
+def test_frozen_batch_statistics_are_no_obstacle():
+    model = _normalized()
+    model.trainable = False
+    _check(model, 64, 50_000, 3)
+    layers.check_batch_statistics(model, batch_size=64, examples=100, replicas=3, parts=2)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "examples", "replicas", "parts", "padded"),
+    [
+        (64, 128, 2, 1, False),
+        (64, 128, 2, 4, False),
+        (64, 128, 3, 1, True),
+        (64, 100, 1, 1, True),
+        (64, 128, 2, 5, True),
+    ],
+)
+def test_padding_is_told_with_batch_sizes_that_need_none(
+    batch_size, examples, replicas, parts, padded
+):
+    sizes = {"examples": examples, "replicas": replicas, "parts": parts}
+    told = layers.padding(batch_size=batch_size, **sizes)
+    assert (told is not None) == padded
+    if told and "use" in told:
+        for size in re.findall(r"\d+", told.rpartition("; ")[2]):
+            assert layers.padding(batch_size=int(size), **sizes) is None

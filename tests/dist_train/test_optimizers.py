@@ -147,3 +147,30 @@ def test_without_an_average_the_weights_stay():
     before = model.get_weights()
     with optimizers.averaged_weights(tf.distribute.get_strategy(), model, optimizer):
         np.testing.assert_equal(model.get_weights(), before)
+
+
+def test_further_arguments_reach_the_optimizer_in_the_type_of_their_default():
+    optimizer = make("sgd", learning_rate=0.1, further={"momentum": 1, "nesterov": True})
+    assert (optimizer.momentum, optimizer.nesterov) == (1.0, True)
+    optimizer = make("adam", learning_rate=0.1, further={"beta_2": 0.95, "clipnorm": 2.0})
+    assert (optimizer.beta_2, optimizer.clipnorm) == (0.95, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        ({"momentun": 0.9}, "adam has no 'momentun'; it has amsgrad, beta_1, beta_2, clipnorm,"),
+        ({"beta_1": "high"}, "beta_1='high' is a str; use a float such as 0.9"),
+        ({"amsgrad": 1}, "amsgrad=1 is a int; use a bool such as False"),
+        ({"learning_rate": 1.0}, "learning_rate is not set there; see --learning_rate"),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps is not set there"),
+    ],
+)
+def test_further_arguments_that_do_not_fit_are_explained(further, message):
+    with pytest.raises(UsageError, match=message):
+        make("adam", learning_rate=0.1, further=further)
+
+
+def test_two_kinds_of_clipping_are_refused_in_one_line():
+    with pytest.raises(UsageError, match=r"^optimizer=sgd: [^\n]*clipnorm"):
+        make("sgd", learning_rate=0.1, clip_norm=1.0, further={"clipnorm": 1.0})
