@@ -13,14 +13,16 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from dist_train import curves, export, metrics, optimizers, versions, watchdog
+from dist_train import metrics, optimizers, replicas, versions, watchdog
 from dist_train import task as tasks
 from dist_train.build import Parts
 from dist_train.cluster import Cluster
 from dist_train.config import Config
 from dist_train.errors import RunError, Stopped, WorkerLost
 from dist_train.examples import digest
+from dist_train.follower import follow
 from dist_train.heartbeat import Heartbeat
+from dist_train.outcome import Outcome
 from dist_train.pace import Pace
 from dist_train.profiling import Profile
 from dist_train.state import State
@@ -31,7 +33,6 @@ from dist_train.workdir import Workdir
 from dist_train.workers import Workers
 
 Means = dict[str, float]
-_POLL_S = 0.5
 _SLOW_INPUT = "the input: more than {seconds}; raise --stall_timeout_s if that is right"
 _MOST_SKIPPED = 100  # steps in a row
 
@@ -124,6 +125,11 @@ class _Loop:
             self._parts, config, strategy, workers, workdir, scheduled=self._times.schedules
         )
         self._skipped = 0
+        self._outcome: Outcome | None = None
+        if workdir is not None:
+            self._outcome = Outcome(
+                task, self._parts, config, strategy, workdir, workers=workers.count
+            )
 
     def train(self) -> Result:
         """From the newest checkpoint, or from the beginning, to the exported model."""
@@ -138,7 +144,7 @@ class _Loop:
             if (test := self._evaluate("test")) is not None:
                 results["test"] = test
                 log.evaluation("test", self._row(step) | test)
-        self._export()
+            self._publish(results, log)
         self._leave()
         return self._result(results, step)
 
@@ -160,32 +166,15 @@ class _Loop:
         checkpoints = self._state.checkpoints
         assert checkpoints is not None
         assert self._workdir is not None
-        self._request.watch_from(lambda: None)
-        results: dict[str, Means] = {}
-        step, newest_at = -1, time.monotonic()
-        self._workdir.path.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(
-            metrics.MetricsFile(self._workdir.followed, resumed_step=-1)
-        ) as file:
-            log = metrics.RunLog(file=file, console=metrics.Console())
-            while step < self._parts.total_steps:
-                if self._request.signal is not None:
-                    raise Stopped(f"by {self._request.signal.name}; evaluated up to step {step:,}")
-                if time.monotonic() - newest_at > self._config.stall_timeout_s:
-                    raise RunError(
-                        f"no checkpoint after step {step:,} in {self._workdir.checkpoints} for"
-                        f" {self._config.stall_timeout_s:g} s; raise --stall_timeout_s if that is"
-                        " right"
-                    )
-                newest = max(checkpoints.steps(), default=-1)
-                if newest <= step or (restored := checkpoints.restore()) is None:
-                    time.sleep(_POLL_S)
-                    continue
-                step, newest_at = max(step, newest), time.monotonic()
-                if (values := self._evaluate("validation")) is not None:
-                    results["validation"] = values
-                    log.evaluation("validation", self._row(restored) | values)
-                self._workdir.push(self._workdir.followed)
+        results, step = follow(
+            checkpoints,
+            self._workdir,
+            self._request,
+            total_steps=self._parts.total_steps,
+            timeout_s=self._config.stall_timeout_s,
+            validate=lambda: self._evaluate("validation"),
+            row=self._row,
+        )
         return self._result(results, step)
 
     def _fit(self, step: int, log: metrics.RunLog) -> dict[str, Means]:
@@ -257,20 +246,16 @@ class _Loop:
                 self._heartbeat.beat()
         return metrics.means(names, total)
 
-    def _export(self) -> None:
-        if self._workdir is None:
+    def _publish(self, results: dict[str, Means], log: metrics.RunLog) -> None:
+        if self._outcome is None or self._workdir is None:
             return
-        model, workdir = self._parts.model, self._workdir
-        with optimizers.averaged_weights(self._strategy, model, self._parts.optimizer):
-            export.write(model, workdir.model, workdir.saved_model)
-        names = [n for n in self._parts.program.sum_names if n not in ("loss", "weight")]
-        curves.draw(metrics.read_rows(workdir.metrics), names, workdir.curves)
+        self._outcome.write(results, log, self._heartbeat.beat)
         logging.info(
-            "done: %s holds model.keras, saved_model/, curves.png, metrics.jsonl, checkpoints/,"
-            " tensorboard/",
-            workdir.name,
+            "done: %s holds report.html, model.keras, saved_model/, curves.png, metrics.jsonl,"
+            " checkpoints/, tensorboard/",
+            self._workdir.name,
         )
-        workdir.push()
+        self._workdir.push()
 
     # Workers that agree, and what is wrong when they do not.
 
@@ -342,11 +327,12 @@ class _Loop:
         config, count, numbers = self._config, self._workers.count, versions.installed()
         self._workdir.write_config(dataclasses.asdict(config), numbers)
         logging.info(
-            "%s\nstrategy %s, %d worker%s\n%s\nworkdir %s%s",
+            "%s\nstrategy %s, %d worker%s, %s each\n%s\nworkdir %s%s",
             "  ".join(f"{name} {number}" for name, number in numbers.items()),
             config.strategy,
             count,
             "" if count == 1 else "s",
+            replicas.describe(self._strategy.num_replicas_in_sync // count),
             "\n".join(self._parts.describe()),
             self._workdir.name,
             f", resumed after step {step:,}" if step else "",

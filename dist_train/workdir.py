@@ -42,6 +42,7 @@ class Workdir:
         self.model = path / "model.keras"
         self.saved_model = path / "saved_model"
         self.curves = path / "curves.png"
+        self.report = path / "report.html"
 
     @classmethod
     @contextlib.contextmanager
