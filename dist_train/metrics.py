@@ -212,11 +212,11 @@ class RunLog:
         ):
             yield cls(file, board, console)
 
-    def train(self, row: Row, also: Mapping[str, float] | None = None) -> None:
+    def train(self, row: Row, also: Callable[[], dict[str, float]] = dict) -> None:
         """A line of training: means since the line before, and the last batch's own loss.
 
         Args:
-          also: further numbers, for TensorBoard alone.
+          also: returns further numbers, for TensorBoard alone.
         """
         self._write("train", row, also)
         self._line(
@@ -250,12 +250,12 @@ class RunLog:
         if self._file is not None:
             self._file.sync()
 
-    def _write(self, kind: str, row: Row, also: Mapping[str, float] | None = None) -> None:
+    def _write(self, kind: str, row: Row, also: Callable[[], dict[str, float]] = dict) -> None:
         row = {"kind": kind, **row, "time": self._clock()}
         if self._file is not None:
             self._file.write(row)
         if self._board is not None:
-            self._board.write({**row, **(also or {})})
+            self._board.write(row | also())
 
     def _line(self, text: str) -> None:
         if self._console is not None:

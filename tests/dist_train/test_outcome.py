@@ -123,6 +123,30 @@ def test_tensorboard_gets_the_pictures_of_the_report(workdir):
         assert (picture.height, picture.width) == (height, width)
 
 
+@BOTH
+def test_tensorboard_gets_the_rate_and_where_the_time_went_and_the_settings(workdir, settings):
+    # 4 steps an epoch: as many warm up, then a tenth at 1/2 of the other 12.
+    train(workdir, epochs=4, lr_schedule="step", warmup_steps=4, log_steps=1, **settings)
+    values: dict[str, dict[int, float]] = {}
+    plugins = {}
+    for step, value in events(workdir):
+        values.setdefault(value.tag, {})[step] = value.simple_value
+        plugins[value.tag] = value.metadata.plugin_data
+    rates = values["train/learning_rate"]
+    assert list(rates) == list(range(1, 17))
+    assert rates[2] == pytest.approx(0.05)
+    assert rates[5] == pytest.approx(0.1)
+    assert rates[12] == pytest.approx(0.01)
+    for name in ("input", "evaluation", "saving"):
+        shares = values[f"train/time_in_{name}"]
+        assert list(shares) == list(rates)
+        assert 0 < max(shares.values()) <= 1
+        assert min(shares.values()) >= 0
+    plugin = plugins["_hparams_/session_start_info"]
+    assert plugin.plugin_name == "hparams"
+    assert b"learning_rate" in plugin.content
+
+
 def test_averaged_weights_are_the_ones_looked_at(workdir):
     result = train(workdir, ema=0.9, epochs=3)
     right = round(103 * result.metrics["test"]["accuracy"])
