@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from dist_train import metrics, optimizers, replicas, versions, watchdog
+from dist_train import metrics, optimizers, prediction, replicas, versions, watchdog
 from dist_train import task as tasks
 from dist_train.build import Parts
 from dist_train.cluster import Cluster
@@ -25,34 +25,17 @@ from dist_train.heartbeat import Heartbeat
 from dist_train.outcome import Outcome
 from dist_train.pace import Pace
 from dist_train.profiling import Profile
+from dist_train.result import Means, Result
 from dist_train.state import State
 from dist_train.step import Progress
 from dist_train.stopping import StopRequest
+from dist_train.timesheet import Timesheet
 from dist_train.timetable import Timetable
 from dist_train.workdir import Workdir
 from dist_train.workers import Workers
 
-Means = dict[str, float]
 _SLOW_INPUT = "the input: more than {seconds}; raise --stall_timeout_s if that is right"
 _MOST_SKIPPED = 100  # steps in a row
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a run ended with.
-
-    Attributes:
-      metrics: {"train" | "validation" | "test": {"loss": …, "accuracy": …}}, exact means; train is
-        over the steps of the last line of the log.
-      model: the trained model; where --ema is set, its averaged weights are in the exports.
-      step: how many steps were done in all.
-      workdir: the folder; None on workers other than the chief.
-    """
-
-    metrics: dict[str, Means]
-    model: keras.Model
-    step: int
-    workdir: str | None
 
 
 def run(
@@ -76,7 +59,12 @@ def run(
         resolved = tasks.load(config.task, config) if task is None else tasks.resolve(task, config)
         workers = Workers(strategy, cluster, stall_timeout_s=config.stall_timeout_s)
         loop = _Loop(resolved, config, strategy, workers, workdir, request)
-        modes = {"train": loop.train, "evaluate": loop.evaluate, "follow": loop.follow}
+        modes = {
+            "train": loop.train,
+            "evaluate": loop.evaluate,
+            "follow": loop.follow,
+            "predict": loop.predict,
+        }
         return modes[config.mode]()
     except WorkerLost as error:
         if request.signal is None:
@@ -124,6 +112,7 @@ class _Loop:
         self._state = State(
             self._parts, config, strategy, workers, workdir, scheduled=self._times.schedules
         )
+        self._task = task
         self._skipped = 0
         self._outcome: Outcome | None = None
         if workdir is not None:
@@ -161,6 +150,17 @@ class _Loop:
         self._leave()
         return self._result(results, step)
 
+    def predict(self) -> Result:
+        """What a checkpoint says of files."""
+        step = self._state.restore()
+        with optimizers.averaged_weights(self._strategy, self._parts.model, self._parts.optimizer):
+            count = prediction.write(
+                prediction.rows(self._task.train, self._parts.program, self._config),
+                self._config.output,
+            )
+        logging.info("%s examples, by the weights of step %s", f"{count:,}", f"{step:,}")
+        return self._result({}, step)
+
     def follow(self) -> Result:
         """Each checkpoint on the validation examples, as the run that trains writes it."""
         checkpoints = self._state.checkpoints
@@ -181,7 +181,7 @@ class _Loop:
         """All steps from `step` to the last; the last means of each kind."""
         config, parts, times = self._config, self._parts, self._times
         train = parts.inputs["train"]
-        pace = Pace(config.steps_per_loop)
+        pace, sheet = Pace(config.steps_per_loop), Timesheet(("input", "evaluation", "saving"))
         call_steps = pace.wish
         self._pending = parts.pending.numpy()
         folder = None if self._workdir is None else self._workdir.tensorboard
@@ -196,7 +196,7 @@ class _Loop:
             number, begin, left = train.schedule.locate(step)
             if number != current:
                 chunks = chunks or train.chunks(number)
-                with watchdog.bound(config.stall_timeout_s, _SLOW_INPUT):
+                with sheet.on("input"), watchdog.bound(config.stall_timeout_s, _SLOW_INPUT):
                     chunk, current = next(chunks), number
             profile.reach(step)
             count = min(left, times.steps_to_next(step), call_steps, profile.steps_to_next(step))
@@ -212,16 +212,20 @@ class _Loop:
             self._check(step, progress)
 
             if times.logs(step):
-                results["train"] = self._log_train(step, progress, pace.take_seconds(), log)
+                results["train"] = self._log_train(step, progress, pace.take_seconds(), log, sheet)
             best = False
-            if times.validates(step) and (values := self._evaluate("validation")) is not None:
-                results["validation"] = values
-                log.evaluation("validation", self._row(step) | values)
-                best = self._state.is_best(values, step)
+            if times.validates(step):
+                with sheet.on("evaluation"):
+                    values = self._evaluate("validation")
+                if values is not None:
+                    results["validation"] = values
+                    log.evaluation("validation", self._row(step) | values)
+                    best = self._state.is_best(values, step)
             stop = self._must_stop(progress) and step < parts.total_steps
             if stop or best or times.saves(step, time.monotonic() - saved):
                 parts.pending.assign(self._pending)
-                self._state.save(step, best=best)
+                with sheet.on("saving"):
+                    self._state.save(step, best=best)
                 saved = time.monotonic()
             if stop:
                 self._state.settle()
@@ -344,17 +348,27 @@ class _Loop:
             total_steps=self._parts.total_steps,
             progress=config.progress,
         ) as log:
+            log.settings(dataclasses.asdict(config))
             yield log
 
     def _log_train(
-        self, step: int, progress: Progress, seconds: float, log: metrics.RunLog
+        self,
+        step: int,
+        progress: Progress,
+        seconds: float,
+        log: metrics.RunLog,
+        sheet: Timesheet,
     ) -> Means:
         names, sums = self._parts.program.sum_names, self._pending
         values = metrics.means(names, sums)
         log.train(
             self._row(step)
             | {"batch_loss": metrics.means(names, progress.last)["loss"], **values}
-            | {"examples_per_second": float(sums[names.index("weight")]) / max(seconds, 1e-9)}
+            | {"examples_per_second": float(sums[names.index("weight")]) / max(seconds, 1e-9)},
+            also=lambda: {
+                "learning_rate": optimizers.last_rate(self._parts.optimizer),
+                **{f"time_in_{name}": share for name, share in sheet.take().items()},
+            },
         )
         self._pending = np.zeros(len(names))
         return values

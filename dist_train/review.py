@@ -115,11 +115,12 @@ def has_labels(y: Any) -> bool:
     return isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "iu"
 
 
-def number_of_classes(outputs: Any) -> int:
-    """Of outputs [n, classes]; 0: they are something else, or too many for a picture."""
+def number_of_classes(outputs: Any, most: int | None = _MOST_CLASSES) -> int:
+    """Of outputs [n, classes]; 0: they are something else, or more than `most`."""
     if not tf.is_tensor(outputs) or outputs.shape.rank != 2 or not outputs.dtype.is_floating:
         return 0
-    return outputs.shape[1] if 2 <= outputs.shape[1] <= _MOST_CLASSES else 0
+    classes = outputs.shape[1] or 0
+    return classes if 2 <= classes <= (most or classes) else 0
 
 
 def probabilities(outputs: np.ndarray) -> np.ndarray:
