@@ -5,19 +5,24 @@ import logging as python_logging
 import os
 import signal
 import sys
+from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-from dist_train import config as settings
+from dist_train import options, workdir
 from dist_train.errors import DistTrainError, Stopped, UsageError
+from dist_train.storage import is_remote
 
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit status."""
     try:
-        if len(argv) > 1:
-            raise UsageError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
-        config = settings.from_flags(flags.FLAGS)
+        if flags.FLAGS.compare is not None:
+            return _compare([flags.FLAGS.compare, *argv[1:]], flags.FLAGS.output)
+        folder = flags.FLAGS.workdir
+        known = flags.FLAGS.mode == "predict" and folder is not None and not is_remote(folder)
+        saved = workdir.saved_settings(folder) if known else {}
+        config = options.from_flags(flags.FLAGS, argv[1:], saved)
         from dist_train.start import train
 
         train(None, config)
@@ -31,6 +36,19 @@ def main(argv: list[str]) -> int:
         # The user's own code failed, or ours did; the traceback is one flag away.
         text = " ".join(str(error).split())[:400]
         return _report(error, f"{type(error).__name__}: {text} (--v=1 shows the traceback)", 1)
+    return 0
+
+
+def _compare(folders: list[str], output: str | None) -> int:
+    from dist_train import comparison
+
+    if len(folders) < 2:
+        raise UsageError(f"compare={folders[0]} alone; give two runs or more: --compare a b")
+    runs = [comparison.Run.read(folder) for folder in folders]
+    print(comparison.table(runs))
+    path = Path(output or "compare.png")
+    comparison.draw(runs, path)
+    print(f"\nthe curves of all: {path}")
     return 0
 
 
@@ -66,13 +84,12 @@ def run() -> None:
     # TensorFlow's C++ reports the absence of GPUs as an error; its failures come as exceptions too.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     faulthandler.register(signal.SIGQUIT)  # like a JVM: the stacks, and on it goes
-    settings.define_flags(flags.FLAGS)
-    flags.adopt_module_key_flags(settings)
-    app.define_help_flags()
+    options.define_flags(flags.FLAGS)
+    options.define_help(flags.FLAGS)
     try:
         argv = flags.FLAGS(sys.argv)
     except flags.Error as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {options.explain(error, flags.FLAGS)}", file=sys.stderr)
         sys.exit(UsageError.exit_status)
     except SystemExit:  # --help was answered; absl's status for it is 1
         sys.exit(0)

@@ -1,19 +1,17 @@
-"""Config: every setting of a run, and the flags that are made from it.
+"""Config: every setting of a run.
 
 A setting is declared once, as a field: its default, its help, its bounds, and whether it changes
-the trajectory (the sequence of batches, losses and weights). The flags, the checks and the
-comparison on a resume all follow from that.
+the trajectory (the sequence of batches, losses and weights). The flags (see `options`), the checks
+and the comparison on a resume all follow from that.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from absl import flags
-
 from dist_train import arguments
 from dist_train.errors import UsageError
-from dist_train.settings import converted, kind_of
+from dist_train.settings import converted
 
 # Paths and habits of one machine: they may differ between the workers of a run.
 _PER_WORKER = {
@@ -201,7 +199,8 @@ class Config:
     )
     checkpoint: str | None = _setting(
         None,
-        "For --mode=evaluate: a step, best, or the folder of a checkpoint. Default: the newest.",
+        "For --mode=evaluate and predict: a step, best, or the folder of a checkpoint. Default:"
+        " the newest.",
     )
     initial_weights: str | None = _setting(
         None, "A .weights.h5 or .keras file to start from.", trajectory=True
@@ -209,8 +208,19 @@ class Config:
     mode: str = _setting(
         "train",
         "train; evaluate: the newest checkpoint in workdir, on validation and test examples;"
-        " follow: each checkpoint as another process writes it, until the last.",
-        choices=("train", "evaluate", "follow"),
+        " follow: each checkpoint as another process writes it, until the last; predict: what it"
+        " says of --predict_on.",
+        choices=("train", "evaluate", "follow", "predict"),
+    )
+    predict_on: str | None = _setting(
+        None,
+        "For --mode=predict: PNG or JPEG images, .npy or .npz arrays, separated by commas; patterns"
+        " with * may be quoted; further arguments of the command are added. Default: none.",
+    )
+    output: str | None = _setting(
+        None,
+        "For --mode=predict: the file, CSV if its name ends in .csv, else a JSON object a line."
+        " Default: JSON lines on standard output.",
     )
     dtype: str = _setting(
         "float32",
@@ -263,16 +273,17 @@ class Config:
             raise UsageError("warmup_steps without a learning rate; set --learning_rate above 0")
         if self.clip_norm == 0.0:  # Keras would take it for no clipping
             raise UsageError("clip_norm=0 leaves no gradient; give a norm above 0, or none")
-        if self.checkpoint is not None and self.mode != "evaluate":
+        if self.checkpoint is not None and self.mode not in ("evaluate", "predict"):
             raise UsageError(
-                f"checkpoint={self.checkpoint!r} is for --mode=evaluate; training goes on from the"
-                " newest in --workdir"
+                f"checkpoint={self.checkpoint!r} is for --mode=evaluate and predict; training goes"
+                " on from the newest in --workdir"
             )
         if self.early_stopping and not self.eval_epochs:
             raise UsageError(
                 f"early_stopping={self.early_stopping} counts validations, and eval_epochs=0 makes"
                 " none; use --eval_epochs=1"
             )
+        self._check_prediction()
         # Parsed here so that a bad value is found at once.
         self.profile_range  # noqa: B018
         self.optimizer_options  # noqa: B018
@@ -289,6 +300,22 @@ class Config:
         Linear in the batch size (Goyal et al., 2017, section 2.1), if a reference is given.
         """
         return self.learning_rate * (self.batch_size / self.scale_lr if self.scale_lr else 1.0)
+
+    def _check_prediction(self) -> None:
+        if self.mode == "predict":
+            if not self.predict_on:
+                raise UsageError("mode=predict needs --predict_on: images or arrays")
+            if self.strategy != "default":
+                raise UsageError(
+                    f"mode=predict runs in one process on one device; leave out --strategy="
+                    f"{self.strategy}"
+                )
+            return
+        for name in ("predict_on", "output"):
+            if (value := getattr(self, name)) is not None:
+                raise UsageError(
+                    f"{name}={value!r} is for --mode=predict; add that or leave it out"
+                )
 
     @property
     def profile_range(self) -> tuple[int, int] | None:
@@ -319,45 +346,6 @@ class Config:
         if self.lr_schedule != "constant":  # it is stretched over the whole run
             settings["epochs"] = self.epochs
         return settings
-
-
-def define_flags(flag_values: flags.FlagValues) -> None:
-    """Defines one flag per field of Config, with its default, help and bounds."""
-    for field in dataclasses.fields(Config):
-        kind, _ = kind_of(field)
-        name, meta, default = field.name, field.metadata, field.default
-        define: Any
-        options: dict[str, Any] = {"flag_values": flag_values}
-        if name == "steps_per_loop":  # the only number that has a word as its default
-            define, default = flags.DEFINE_string, "auto"
-        elif meta["choices"]:
-            define = flags.DEFINE_enum
-            spelled = ("multi-worker",) if name == "strategy" else ()
-            options["enum_values"] = [*meta["choices"], *spelled]
-        elif kind in (int, float):
-            define = flags.DEFINE_integer if kind is int else flags.DEFINE_float
-            options |= {"lower_bound": meta["lower"], "upper_bound": meta["upper"]}
-        else:
-            define = flags.DEFINE_bool if kind is bool else flags.DEFINE_string
-        define(name=name, default=default, help=meta["help"], **options)
-
-
-def from_flags(flag_values: flags.FlagValues) -> Config:
-    """The Config that parsed flags describe."""
-    values: dict[str, Any] = {
-        field.name: flag_values[field.name].value for field in dataclasses.fields(Config)
-    }
-    text = values["steps_per_loop"]
-    if text == "auto":
-        values["steps_per_loop"] = None
-    else:
-        try:
-            values["steps_per_loop"] = int(text)
-        except ValueError:
-            raise UsageError(
-                f"steps_per_loop={text!r} is neither auto nor a number of steps"
-            ) from None
-    return Config(**values)
 
 
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -13,45 +13,29 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from dist_train import curves, export, metrics, optimizers, versions, watchdog
+from dist_train import metrics, optimizers, prediction, replicas, versions, watchdog
 from dist_train import task as tasks
 from dist_train.build import Parts
 from dist_train.cluster import Cluster
 from dist_train.config import Config
 from dist_train.errors import RunError, Stopped, WorkerLost
 from dist_train.examples import digest
+from dist_train.follower import follow
 from dist_train.heartbeat import Heartbeat
+from dist_train.outcome import Outcome
 from dist_train.pace import Pace
 from dist_train.profiling import Profile
+from dist_train.result import Means, Result
 from dist_train.state import State
 from dist_train.step import Progress
 from dist_train.stopping import StopRequest
+from dist_train.timesheet import Timesheet
 from dist_train.timetable import Timetable
 from dist_train.workdir import Workdir
 from dist_train.workers import Workers
 
-Means = dict[str, float]
-_POLL_S = 0.5
 _SLOW_INPUT = "the input: more than {seconds}; raise --stall_timeout_s if that is right"
 _MOST_SKIPPED = 100  # steps in a row
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a run ended with.
-
-    Attributes:
-      metrics: {"train" | "validation" | "test": {"loss": …, "accuracy": …}}, exact means; train is
-        over the steps of the last line of the log.
-      model: the trained model; where --ema is set, its averaged weights are in the exports.
-      step: how many steps were done in all.
-      workdir: the folder; None on workers other than the chief.
-    """
-
-    metrics: dict[str, Means]
-    model: keras.Model
-    step: int
-    workdir: str | None
 
 
 def run(
@@ -75,7 +59,12 @@ def run(
         resolved = tasks.load(config.task, config) if task is None else tasks.resolve(task, config)
         workers = Workers(strategy, cluster, stall_timeout_s=config.stall_timeout_s)
         loop = _Loop(resolved, config, strategy, workers, workdir, request)
-        modes = {"train": loop.train, "evaluate": loop.evaluate, "follow": loop.follow}
+        modes = {
+            "train": loop.train,
+            "evaluate": loop.evaluate,
+            "follow": loop.follow,
+            "predict": loop.predict,
+        }
         return modes[config.mode]()
     except WorkerLost as error:
         if request.signal is None:
@@ -123,7 +112,13 @@ class _Loop:
         self._state = State(
             self._parts, config, strategy, workers, workdir, scheduled=self._times.schedules
         )
+        self._task = task
         self._skipped = 0
+        self._outcome: Outcome | None = None
+        if workdir is not None:
+            self._outcome = Outcome(
+                task, self._parts, config, strategy, workdir, workers=workers.count
+            )
 
     def train(self) -> Result:
         """From the newest checkpoint, or from the beginning, to the exported model."""
@@ -138,7 +133,7 @@ class _Loop:
             if (test := self._evaluate("test")) is not None:
                 results["test"] = test
                 log.evaluation("test", self._row(step) | test)
-        self._export()
+            self._publish(results, log)
         self._leave()
         return self._result(results, step)
 
@@ -155,44 +150,38 @@ class _Loop:
         self._leave()
         return self._result(results, step)
 
+    def predict(self) -> Result:
+        """What a checkpoint says of files."""
+        step = self._state.restore()
+        with optimizers.averaged_weights(self._strategy, self._parts.model, self._parts.optimizer):
+            count = prediction.write(
+                prediction.rows(self._task.train, self._parts.program, self._config),
+                self._config.output,
+            )
+        logging.info("%s examples, by the weights of step %s", f"{count:,}", f"{step:,}")
+        return self._result({}, step)
+
     def follow(self) -> Result:
         """Each checkpoint on the validation examples, as the run that trains writes it."""
         checkpoints = self._state.checkpoints
         assert checkpoints is not None
         assert self._workdir is not None
-        self._request.watch_from(lambda: None)
-        results: dict[str, Means] = {}
-        step, newest_at = -1, time.monotonic()
-        self._workdir.path.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(
-            metrics.MetricsFile(self._workdir.followed, resumed_step=-1)
-        ) as file:
-            log = metrics.RunLog(file=file, console=metrics.Console())
-            while not self._state.is_over(step):
-                if self._request.signal is not None:
-                    raise Stopped(f"by {self._request.signal.name}; evaluated up to step {step:,}")
-                if time.monotonic() - newest_at > self._config.stall_timeout_s:
-                    raise RunError(
-                        f"no checkpoint after step {step:,} in {self._workdir.checkpoints} for"
-                        f" {self._config.stall_timeout_s:g} s; raise --stall_timeout_s if that is"
-                        " right"
-                    )
-                newest = max(checkpoints.steps(), default=-1)
-                if newest <= step or (restored := checkpoints.restore()) is None:
-                    time.sleep(_POLL_S)
-                    continue
-                step, newest_at = max(step, newest), time.monotonic()
-                if (values := self._evaluate("validation")) is not None:
-                    results["validation"] = values
-                    log.evaluation("validation", self._row(restored) | values)
-                self._workdir.push(self._workdir.followed)
+        results, step = follow(
+            checkpoints,
+            self._workdir,
+            self._request,
+            is_over=self._state.is_over,
+            timeout_s=self._config.stall_timeout_s,
+            validate=lambda: self._evaluate("validation"),
+            row=self._row,
+        )
         return self._result(results, step)
 
     def _fit(self, step: int, log: metrics.RunLog) -> tuple[dict[str, Means], int]:
         """All steps from `step` to the last; the last means of each kind, and the last step."""
         config, parts, times = self._config, self._parts, self._times
         train = parts.inputs["train"]
-        pace = Pace(config.steps_per_loop)
+        pace, sheet = Pace(config.steps_per_loop), Timesheet(("input", "evaluation", "saving"))
         call_steps = pace.wish
         self._pending = parts.pending.numpy()
         folder = None if self._workdir is None else self._workdir.tensorboard
@@ -207,7 +196,7 @@ class _Loop:
             number, begin, left = train.schedule.locate(step)
             if number != current:
                 chunks = chunks or train.chunks(number)
-                with watchdog.bound(config.stall_timeout_s, _SLOW_INPUT):
+                with sheet.on("input"), watchdog.bound(config.stall_timeout_s, _SLOW_INPUT):
                     chunk, current = next(chunks), number
             profile.reach(step)
             count = min(left, times.steps_to_next(step), call_steps, profile.steps_to_next(step))
@@ -223,19 +212,23 @@ class _Loop:
             self._check(step, progress)
 
             if times.logs(step):
-                results["train"] = self._log_train(step, progress, pace.take_seconds(), log)
+                results["train"] = self._log_train(step, progress, pace.take_seconds(), log, sheet)
             best = False
-            if times.validates(step) and (values := self._evaluate("validation")) is not None:
-                results["validation"] = values
-                log.evaluation("validation", self._row(step) | values)
-                best = self._state.is_best(values, step)
+            if times.validates(step):
+                with sheet.on("evaluation"):
+                    values = self._evaluate("validation")
+                if values is not None:
+                    results["validation"] = values
+                    log.evaluation("validation", self._row(step) | values)
+                    best = self._state.is_best(values, step)
             over = self._state.is_over(step)
             if over and not times.logs(step):
-                results["train"] = self._log_train(step, progress, pace.take_seconds(), log)
+                results["train"] = self._log_train(step, progress, pace.take_seconds(), log, sheet)
             stop = self._must_stop(progress) and not over
             if over or stop or best or times.saves(step, time.monotonic() - saved):
                 parts.pending.assign(self._pending)
-                self._state.save(step, best=best)
+                with sheet.on("saving"):
+                    self._state.save(step, best=best)
                 saved = time.monotonic()
             if stop:
                 self._state.settle()
@@ -260,20 +253,16 @@ class _Loop:
                 self._heartbeat.beat()
         return metrics.means(names, total)
 
-    def _export(self) -> None:
-        if self._workdir is None:
+    def _publish(self, results: dict[str, Means], log: metrics.RunLog) -> None:
+        if self._outcome is None or self._workdir is None:
             return
-        model, workdir = self._parts.model, self._workdir
-        with optimizers.averaged_weights(self._strategy, model, self._parts.optimizer):
-            export.write(model, workdir.model, workdir.saved_model)
-        names = [n for n in self._parts.program.sum_names if n not in ("loss", "weight")]
-        curves.draw(metrics.read_rows(workdir.metrics), names, workdir.curves)
+        self._outcome.write(results, log, self._heartbeat.beat)
         logging.info(
-            "done: %s holds model.keras, saved_model/, curves.png, metrics.jsonl, checkpoints/,"
-            " tensorboard/",
-            workdir.name,
+            "done: %s holds report.html, model.keras, saved_model/, curves.png, metrics.jsonl,"
+            " checkpoints/, tensorboard/",
+            self._workdir.name,
         )
-        workdir.push()
+        self._workdir.push()
 
     # Workers that agree, and what is wrong when they do not.
 
@@ -345,11 +334,12 @@ class _Loop:
         config, count, numbers = self._config, self._workers.count, versions.installed()
         self._workdir.write_config(dataclasses.asdict(config), numbers)
         logging.info(
-            "%s\nstrategy %s, %d worker%s\n%s\nworkdir %s%s",
+            "%s\nstrategy %s, %d worker%s, %s each\n%s\nworkdir %s%s",
             "  ".join(f"{name} {number}" for name, number in numbers.items()),
             config.strategy,
             count,
             "" if count == 1 else "s",
+            replicas.describe(self._strategy.num_replicas_in_sync // count),
             "\n".join(self._parts.describe()),
             self._workdir.name,
             f", resumed after step {step:,}" if step else "",
@@ -361,17 +351,27 @@ class _Loop:
             total_steps=self._parts.total_steps,
             progress=config.progress,
         ) as log:
+            log.settings(dataclasses.asdict(config))
             yield log
 
     def _log_train(
-        self, step: int, progress: Progress, seconds: float, log: metrics.RunLog
+        self,
+        step: int,
+        progress: Progress,
+        seconds: float,
+        log: metrics.RunLog,
+        sheet: Timesheet,
     ) -> Means:
         names, sums = self._parts.program.sum_names, self._pending
         values = metrics.means(names, sums)
         log.train(
             self._row(step)
             | {"batch_loss": metrics.means(names, progress.last)["loss"], **values}
-            | {"examples_per_second": float(sums[names.index("weight")]) / max(seconds, 1e-9)}
+            | {"examples_per_second": float(sums[names.index("weight")]) / max(seconds, 1e-9)},
+            also=lambda: {
+                "learning_rate": optimizers.last_rate(self._parts.optimizer),
+                **{f"time_in_{name}": share for name, share in sheet.take().items()},
+            },
         )
         self._pending = np.zeros(len(names))
         return values

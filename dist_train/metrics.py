@@ -3,9 +3,10 @@
 import contextlib
 import json
 import os
+import struct
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -118,10 +119,25 @@ class TensorBoard:
             for name, value in row.items()
             if isinstance(value, float) and name != "time"
         ]
-        summary = self._summary(value=values)
-        self._writer.add_event(
-            self._event(wall_time=row["time"], step=row["step"], summary=summary)
-        )
+        self._add(self._summary(value=values), row["step"], row["time"])
+
+    def picture(self, tag: str, png: bytes, step: int, time: float) -> None:
+        """A PNG for the Images tab."""
+        image = self._summary.Image(encoded_image_string=png)
+        # The size stands in the PNG's first chunk; TensorBoard wants it beside.
+        image.width, image.height = struct.unpack(">II", png[16:24])
+        image.colorspace = 4
+        self._add(self._summary(value=[self._summary.Value(tag=tag, image=image)]), step, time)
+
+    def settings(self, values: Mapping[str, Any], time: float) -> None:
+        """The hyper-parameters, for the HParams tab."""
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+        known = {name: value for name, value in values.items() if value is not None}
+        self._add(hparams_pb(known, trial_id="run", start_time_secs=time), 0, time)
+
+    def _add(self, summary: Any, step: int, time: float) -> None:
+        self._writer.add_event(self._event(wall_time=time, step=step, summary=summary))
 
     def close(self) -> None:
         self._writer.close()
@@ -196,9 +212,13 @@ class RunLog:
         ):
             yield cls(file, board, console)
 
-    def train(self, row: Row) -> None:
-        """A line of training: means since the line before, and the last batch's own loss."""
-        self._write("train", row)
+    def train(self, row: Row, also: Callable[[], dict[str, float]] = dict) -> None:
+        """A line of training: means since the line before, and the last batch's own loss.
+
+        Args:
+          also: returns further numbers, for TensorBoard alone.
+        """
+        self._write("train", row, also)
         self._line(
             f"epoch {row['epoch']}  step {row['step']:,}  batch loss {row['batch_loss']:.4f}"
             f"  {_shown(row)}  seen {row['examples']:,} examples"
@@ -210,6 +230,16 @@ class RunLog:
         self._write(kind, row)
         self._line(f"epoch {row['epoch']}  step {row['step']:,}  {kind}: {_shown(row)}")
 
+    def settings(self, values: Mapping[str, Any]) -> None:
+        """The hyper-parameters of the run, for TensorBoard."""
+        if self._board is not None:
+            self._board.settings(values, self._clock())
+
+    def picture(self, tag: str, png: bytes, step: int) -> None:
+        """A picture, for TensorBoard."""
+        if self._board is not None:
+            self._board.picture(tag, png, step, self._clock())
+
     def advance(self, steps: int) -> None:
         """Moves the bar."""
         if self._console is not None:
@@ -220,10 +250,12 @@ class RunLog:
         if self._file is not None:
             self._file.sync()
 
-    def _write(self, kind: str, row: Row) -> None:
-        for sink in (self._file, self._board):
-            if sink is not None:
-                sink.write({"kind": kind, **row, "time": self._clock()})
+    def _write(self, kind: str, row: Row, also: Callable[[], dict[str, float]] = dict) -> None:
+        row = {"kind": kind, **row, "time": self._clock()}
+        if self._file is not None:
+            self._file.write(row)
+        if self._board is not None:
+            self._board.write(row | also())
 
     def _line(self, text: str) -> None:
         if self._console is not None:

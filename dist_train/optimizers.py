@@ -163,3 +163,12 @@ def averaged_weights(
         yield
     finally:
         swap()
+
+
+def last_rate(optimizer: keras.optimizers.Optimizer) -> float:
+    """The learning rate of the last update; Keras itself tells that of the next one."""
+    rate = optimizer._learning_rate
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        rate = rate(tf.convert_to_tensor(optimizer.iterations.value) - 1)
+    # A mirrored variable is no number by itself.
+    return float(tf.convert_to_tensor(getattr(rate, "value", rate)))

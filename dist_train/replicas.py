@@ -1,8 +1,10 @@
 """Replicas: which devices train, and the tf.distribute strategy over them."""
 
+import contextlib
 import dataclasses
 import math
 import os
+import platform
 
 import tensorflow as tf
 
@@ -144,3 +146,21 @@ def _multi_worker(cluster: Cluster) -> tf.distribute.Strategy:
         raise RunError(
             f"{cluster.name(cluster.index)} could not start with its peers: {first}"
         ) from error
+
+
+def describe(local_replicas: int) -> str:
+    """The devices of this process, '2 CPU devices on an AMD EPYC, 2 cores' say."""
+    if gpus := tf.config.get_visible_devices("GPU"):
+        details = tf.config.experimental.get_device_details(gpus[0])
+        kind, where = "GPU", details.get("device_name", "unknown model")
+    else:
+        kind, where = "CPU", f"{_processor()}, {len(os.sched_getaffinity(0))} cores"
+    return f"{local_replicas} {kind} device{'' if local_replicas == 1 else 's'} ({where})"
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 from dist_train import environments, rendezvous, stopping, task, versions, watchdog
 from dist_train.cluster import Cluster
 from dist_train.config import Config
-from dist_train.errors import Stopped
+from dist_train.errors import Stopped, UsageError
 from dist_train.storage import is_remote
 from dist_train.workdir import Workdir
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from dist_train.loop import Result
+    from dist_train.result import Result
 
 # A multi-worker strategy can be made once in a process, before anything else that TensorFlow does;
 # a second run of the same shape uses it again.
@@ -78,8 +78,11 @@ def train(
 
 def _open_workdir(config: Config) -> contextlib.AbstractContextManager[Workdir]:
     local = not is_remote(config.workdir or "")
-    if config.mode == "follow" and local:  # the run that it follows holds the lock
-        return contextlib.nullcontext(Workdir(Path(config.workdir or "")))
+    folder = Path(config.workdir or "")
+    if config.mode == "predict" and local and not folder.is_dir():
+        raise UsageError(f"workdir={folder} does not exist")
+    if config.mode in ("follow", "predict") and local:  # a run that goes on holds the lock
+        return contextlib.nullcontext(Workdir(folder))
     return Workdir.locked(config.workdir, create=config.mode == "train")
 
 

@@ -67,8 +67,8 @@ class State:
         config, step = self._config, None
         if self.checkpoints is not None:
             step = self.checkpoints.restore(config.checkpoint)
-            if step is None and config.mode == "evaluate":
-                raise UsageError(f"workdir={config.workdir} has no checkpoint to evaluate")
+            if step is None and config.mode != "train":
+                raise UsageError(f"workdir={config.workdir} has no checkpoint to {config.mode}")
             if step is None and config.initial_weights is not None:
                 load_weights(self._parts.model, config.initial_weights)
         self._hand_out()

@@ -42,6 +42,7 @@ class Workdir:
         self.model = path / "model.keras"
         self.saved_model = path / "saved_model"
         self.curves = path / "curves.png"
+        self.report = path / "report.html"
 
     @classmethod
     @contextlib.contextmanager
@@ -147,13 +148,8 @@ class Workdir:
         """
         if not self.config.exists():
             return
-        try:
-            saved = json.loads(self.config.read_text())["config"]
-            theirs = {name: saved[name] for name in trajectory if name in saved}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UsageError(
-                f"{self.config} is damaged ({error!r}); restore it or use another --workdir"
-            ) from error
+        saved = _settings(self.config)
+        theirs = {name: saved[name] for name in trajectory if name in saved}
         mine = {name: trajectory[name] for name in theirs}
         if different := differences(mine, theirs):
             shown = ", ".join(f"{name}={a!r} (was {b!r})" for name, (a, b) in different.items())
@@ -168,3 +164,23 @@ class Workdir:
         partial = self.config.with_suffix(".partial")
         partial.write_text(text + "\n")
         partial.replace(self.config)
+
+
+def saved_settings(folder: str) -> dict[str, Any]:
+    """The settings of the run in a local folder; {} if there is none.
+
+    Raises:
+      UsageError: its config.json is damaged.
+    """
+    workdir = Workdir(Path(folder))
+    return _settings(workdir.config) if workdir.config.exists() else {}
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        saved = json.loads(path.read_text())["config"]
+        return {str(name): value for name, value in saved.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"{path} is damaged ({error!r}); restore it or use another --workdir"
+        ) from error

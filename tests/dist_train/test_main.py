@@ -1,11 +1,17 @@
 """The command: exit statuses, one line for each error, and TensorFlow only where it is needed."""
 
+import dataclasses
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from dist_train import Config
 
 ROOT = Path(__file__).parents[2]
 SLOW = pytest.mark.slow  # each starts TensorFlow
@@ -35,7 +41,9 @@ def assert_one_line(done, status, message):
     ("arguments", "environ", "message"),
     [
         (["--batch_size=0"], {}, "batch_size"),
-        (["--batch_sise=3"], {}, "Unknown command line flag 'batch_sise'"),
+        (["--lerning_rate=3"], {}, "unknown flag --lerning_rate; did you mean --learning_rate?"),
+        (["--nodeterminsm"], {}, "unknown flag --nodeterminsm; did you mean --determinism?"),
+        (["--frobnicate"], {}, "unknown flag --frobnicate; --helpfull lists all"),
         (["--strategy=ring"], {}, "strategy"),
         (["--devices=2"], {}, "use --strategy=mirrored"),
         (["extra"], {}, "unexpected argument 'extra'"),
@@ -44,6 +52,11 @@ def assert_one_line(done, status, message):
         ([], {"TF_CONFIG": TWO_WORKERS}, "TF_CONFIG has 2 workers"),
         (["--mode=evaluate", "--workdir=none"], {}, "does not exist"),
         (["--workdir=/proc/none"], {}, "cannot be written"),
+        (["--mode=predict", "--workdir=none"], {}, "needs --predict_on"),
+        (["--mode=predict", "--workdir=none", "--predict_on=a.png"], {}, "does not exist"),
+        (["--output=a.csv"], {}, "output='a.csv' is for --mode=predict"),
+        (["--compare=a"], {}, "give two runs or more"),
+        (["--compare", "a", "b"], {}, "compare=a is no workdir of a run"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_before_tensorflow_starts_ends_at_once(tmp_path, arguments, environ, message):
@@ -57,11 +70,37 @@ def test_what_is_wrong_before_tensorflow_starts_ends_at_once(tmp_path, arguments
     assert_one_line(done, 2, message)
 
 
-def test_help_lists_the_flags(tmp_path):
-    done = command("--help", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "--batch_size" in done.stdout
-    assert "--stall_timeout_s" in done.stdout
+def test_help_shows_the_main_flags_in_groups_and_helpfull_all(tmp_path):
+    short, full = (command(name, cwd=tmp_path) for name in ("--help", "--helpfull"))
+    assert short.returncode == full.returncode == 0
+    assert len(short.stdout.splitlines()) <= 60
+    assert max(map(len, short.stdout.splitlines())) <= 98
+    for text in ("What to train", "  --batch_size=64  Examples per step", "--helpfull lists all"):
+        assert text in short.stdout
+    assert "--stall_timeout_s" not in short.stdout
+    for field in dataclasses.fields(Config):
+        assert re.search(rf"^ +--(\[no\])?{field.name}:", full.stdout, re.MULTILINE), field.name
+
+
+def test_readme_names_each_flag_and_its_default(tmp_path):
+    full = command("--helpfull", cwd=tmp_path).stdout
+    ours = full.partition("dist_train.options:")[2].partition("\n\n")[0]
+    defaults = {}
+    for name, rest in re.findall(r"^ +--(?:\[no\])?(\w+):((?:.|\n(?! +--))*)", ours, re.MULTILINE):
+        found = re.search(r"\(default:\s+'(.*)'\)", rest)
+        defaults[name] = found[1] if found else "–"
+    readme = (ROOT / "README.md").read_text().partition("\n## dist-train\n")[2]
+    documented = {}
+    for line in readme.partition("\nExit status")[0].splitlines():
+        if not line.startswith("| `--"):
+            continue
+        flags, shown = line.split("|")[1:3]
+        names = re.findall(r"--(\w+)", flags)
+        values = [value.strip(" `") for value in shown.split(",")]
+        assert len(values) in (1, len(names)), line
+        documented.update(zip(names, values * (len(names) // len(values)), strict=True))
+    assert documented == defaults
+    assert set(defaults) == {field.name for field in dataclasses.fields(Config)} | {"compare"}
 
 
 @pytest.mark.parametrize(
@@ -151,3 +190,73 @@ def test_bad_data_are_one_line_that_names_the_file(tmp_path, spoil, message):
     spoil(folder)
     done = command("--data_dir=data", "--workdir=run", cwd=tmp_path)
     assert_one_line(done, 2, message)
+
+
+def test_two_runs_from_a_notebook_touch_no_state_of_absl(tmp_path):
+    """A cell of a notebook: no file, an event loop that runs, and absl's flags not parsed."""
+    code = """
+import asyncio, logging, signal, sys
+import numpy as np
+from absl import flags, logging as absl_logging
+
+def state():
+    root = logging.getLogger()
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    return (flags.FLAGS.is_parsed(), sorted(flags.FLAGS), absl_logging.get_verbosity(),
+            root.level, list(root.handlers), handlers)
+
+async def cell():
+    import dist_train, keras
+    x = np.linspace(0, 1, 64, dtype=np.float32)[:, None]
+    task = dist_train.Task(
+        model=lambda: keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]),
+        train=dist_train.Arrays(x, 3 * x[:, 0]),
+        loss=lambda y, outputs: (outputs[:, 0] - y) ** 2,
+    )
+    absl_logging.info("absl itself sets up logging at its first line, whoever writes it")
+    before = state()
+    for name in ("a", "b"):
+        config = dist_train.Config(workdir=name, epochs=2, learning_rate=0.1)
+        result = dist_train.train(task, config)
+        assert result.step == 2, result
+        print(result.metrics["train"]["loss"])
+        assert state() == before, (state(), before)
+
+asyncio.run(cell())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--nosuchflag"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.split()
+    assert first == second
+
+
+@SLOW
+def test_a_prediction_takes_the_settings_of_the_run(tmp_path):
+    pictures, labels = np.zeros((64, 28, 28), np.uint8), np.zeros(64, np.uint8)
+    arrays = {"x_train": pictures, "y_train": labels, "x_test": pictures, "y_test": labels}
+    np.savez(tmp_path / "data.npz", **arrays)
+    settings = ["--model=cnn", "--data_dir=data.npz", "--validation_size=0", "--optimizer=adam"]
+    done = command(*settings, "--seed=3", "--epochs=1", "--workdir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("a", "b"):
+        np.save(tmp_path / f"{name}.npy", np.zeros((2, 28, 28), np.uint8))
+    predict = ["--mode=predict", "--workdir=run"]
+    done = command(*predict, "--predict_on", "a.npy", "b.npy", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["file"], row["index"]) for row in rows] == [
+        ("a.npy", 0), ("a.npy", 1), ("b.npy", 0), ("b.npy", 1)
+    ]  # fmt: skip
+    done = command(*predict, "--predict_on=a.npy", "--seed=4", cwd=tmp_path)
+    assert_one_line(done, 2, "seed=4 (was 3)")
+    np.save(tmp_path / "a.npy", np.zeros((2, 28, 29), np.uint8))
+    assert_one_line(
+        command(*predict, "--predict_on=a.npy", cwd=tmp_path), 2, "the task's inputs are 28 x 28"
+    )

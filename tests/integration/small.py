@@ -71,6 +71,24 @@ def smooth():
     return dataclasses.replace(task(), model=model)
 
 
+def normalized():
+    """The same examples and a model with batch statistics, which replicas gather together."""
+
+    def model():
+        return keras.Sequential(
+            [
+                keras.Input((28, 28)),
+                keras.layers.Flatten(),
+                keras.layers.Dense(16),
+                keras.layers.BatchNormalization(synchronized=True),
+                keras.layers.Dropout(0.1),
+                keras.layers.Dense(10),
+            ]
+        )
+
+    return dataclasses.replace(task(), model=model)
+
+
 class _Slow:
     """Examples that take a millisecond each, until Slurm has requeued the job."""
 

@@ -84,6 +84,19 @@ def test_workers_leave_together_without_a_word_about_unhealthy_peers(group):
 
 
 @pytest.mark.slow
+def test_the_chief_alone_looks_for_mistakes_also_where_there_are_batch_statistics(group, tmp_path):
+    command = ["-m", "dist_train", f"--task={HERE / 'small.py'}:normalized", "--ema=0.9"]
+    settings = ["--batch_size=50", "--epochs=2", "--learning_rate=0.1"]
+    group.start_all(2, [*command, *settings, "--strategy=multi_worker", "--workdir=run"])
+    assert group.wait() == [0, 0], group.output(0) + group.output(1)
+    rows = metrics.read_rows(tmp_path / "run" / "metrics.jsonl")
+    (accuracy,) = [row["accuracy"] for row in rows if row["kind"] == "test"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f"197 test examples, {round(197 * accuracy)} of them right" in page
+    assert "Worst mistakes" in page
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_worker_stops_all_at_one_step_and_they_resume_elsewhere(group, tmp_path):
     settings = ["--epochs=250", "--learning_rate=0.001", "--log_steps=100", "--eval_epochs=0"]
     command = [*TRAIN, "--strategy=multi_worker", "--workdir=run", *settings]

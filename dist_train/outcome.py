@@ -1,0 +1,161 @@
+"""Outcome: what a finished run leaves behind for others: exports, pictures, the report."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from dist_train import (
+    curves,
+    export,
+    metrics,
+    optimizers,
+    pictures,
+    replicas,
+    report,
+    review,
+    versions,
+)
+from dist_train.build import Parts
+from dist_train.config import Config, differences
+from dist_train.task import Task
+from dist_train.workdir import Workdir
+
+
+class Outcome:
+    """The outcome of one run; the chief alone makes it, without a collective.
+
+    Args:
+      task: whose test examples, or else those of validation, are looked through for mistakes.
+      parts: of the run.
+      config: its settings.
+      strategy: whose replicas hold the weights.
+      workers: how many processes trained.
+      workdir: where it lies.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        parts: Parts,
+        config: Config,
+        strategy: tf.distribute.Strategy,
+        workdir: Workdir,
+        *,
+        workers: int,
+    ):
+        self._parts = parts
+        self._config = config
+        self._strategy = strategy
+        self._workdir = workdir
+        self._workers = workers
+        named = {"test": task.test, "validation": task.validation}
+        self._held_out = {kind: source for kind, source in named.items() if source is not None}
+        self._begun = time.monotonic()
+
+    def write(
+        self,
+        results: Mapping[str, Mapping[str, float]],
+        log: metrics.RunLog,
+        beat: Callable[[], None],
+    ) -> None:
+        """Writes model.keras, saved_model/, curves.png and report.html.
+
+        Args:
+          results: the last means of each kind.
+          log: gets the pictures too.
+          beat: called now and then.
+        """
+        model, workdir = self._parts.model, self._workdir
+        with optimizers.averaged_weights(self._strategy, model, self._parts.optimizer):
+            export.write(model, workdir.model, workdir.saved_model)
+            shown = self._shown(beat)
+        rows = metrics.read_rows(workdir.metrics)
+        names = [n for n in self._parts.program.sum_names if n not in ("loss", "weight")]
+        curves.draw(rows, names, workdir.curves)
+        for tag, picture in shown.items():
+            log.picture(tag, picture.png, self._parts.total_steps)
+        drawn = report.Picture("Curves", "by step", workdir.curves.read_bytes())
+        report.write(
+            report.Report(
+                title=f"{self._config.task}: {workdir.name}",
+                metrics=results,
+                summary=self._summary(rows),
+                pictures=[drawn, *shown.values()],
+                settings=differences(_settings(self._config), _settings(Config())),
+                environment=self._environment(),
+            ),
+            workdir.report,
+        )
+
+    def _shown(self, beat: Callable[[], None]) -> dict[str, report.Picture]:
+        """{tag: picture} of the mistakes, if the task is to classify."""
+        if not self._held_out:
+            return {}
+        kind, source = next(iter(self._held_out.items()))
+        share = -(-self._config.batch_size // self._strategy.num_replicas_in_sync)
+        found = review.examine(
+            source,
+            self._parts.program,
+            batch_size=share,
+            seconds=self._config.stall_timeout_s / 3,  # the other workers wait
+            beat=beat,
+        )
+        if found is None:
+            return {}
+        right = int(np.trace(found.confusion))
+        seen = f"{found.examples:,}" + ("" if found.examples == found.of else f" of {found.of:,}")
+        shown = {
+            f"{kind}/confusion": report.Picture(
+                "Confusion matrix",
+                f"{seen} {kind} examples, {right:,} of them right; a row for each label, a column"
+                " for each prediction",
+                pictures.confusion(found.confusion),
+            )
+        }
+        if found.pictures:
+            captions = [
+                f"{m.index}: {m.label} as {m.guess}, {m.probability:.0%}" for m in found.mistakes
+            ]
+            shown[f"{kind}/worst_mistakes"] = report.Picture(
+                "Worst mistakes",
+                f"the {len(captions)} greatest losses of wrong predictions; index: label as"
+                " prediction, and its probability",
+                pictures.grid(found.pictures, captions),
+            )
+        return shown
+
+    def _summary(self, rows: list[metrics.Row]) -> dict[str, str]:
+        parts = self._parts
+        schedule = parts.inputs["train"].schedule
+        value, step = parts.best.numpy()
+        rates = [row["examples_per_second"] for row in rows if row.get("examples_per_second")]
+        summary = {
+            "steps": f"{parts.total_steps:,}, {schedule.steps_per_epoch:,} per epoch",
+            "time": f"{time.monotonic() - self._begun:.1f} s since this start",
+        }
+        if rates:
+            summary["speed"] = f"{statistics.median(rates):,.0f} examples/s while training (median)"
+        if not np.isnan(value):
+            summary["best checkpoint"] = (
+                f"{self._workdir.checkpoints}/best-{int(step):08d}"
+                f" (validation {self._config.best_metric} {value:.4f})"
+            )
+        return summary | {"model": f"{self._workdir.model.name}, {self._workdir.saved_model.name}/"}
+
+    def _environment(self) -> dict[str, str]:
+        local = self._strategy.num_replicas_in_sync // self._workers
+        return {
+            **versions.installed(),
+            "strategy": f"{self._config.strategy}, {self._workers} worker(s), "
+            f"{self._strategy.num_replicas_in_sync} replica(s)",
+            "devices of the chief": replicas.describe(local),
+        }
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    return dataclasses.asdict(config)

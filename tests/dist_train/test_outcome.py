@@ -1,0 +1,200 @@
+"""What a finished run leaves behind: the report, and the pictures in it and in TensorBoard."""
+
+import base64
+import html.parser
+import io
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from matplotlib import image
+
+import dist_train
+from dist_train import metrics, pictures, report
+from dist_train.mnist import files, mlp
+
+RNG = np.random.default_rng(0)
+BOTH = pytest.mark.parametrize(
+    "settings", [{}, {"strategy": "mirrored", "devices": 2}], ids=["default", "mirrored"]
+)
+
+
+def classifier():
+    (x, y), _ = files.read(None)
+    return dist_train.Task(
+        model=mlp,
+        train=dist_train.Arrays(x[:200], y[:200]),
+        validation=dist_train.Arrays(x[200:300], y[200:300]),
+        test=dist_train.Arrays(x[300:403], y[300:403]),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics={"accuracy": keras.metrics.sparse_categorical_accuracy},
+        preprocess=lambda x, y, seed: (tf.cast(x, tf.float32) / 255.0, y),
+    )
+
+
+def regression():
+    x = np.linspace(0, 1, 64, dtype=np.float32)[:, None]
+    return dist_train.Task(
+        model=lambda: keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]),
+        train=dist_train.Arrays(x, 3.0 * x[:, 0]),
+        loss=lambda y, outputs: tf.square(outputs[:, 0] - y),
+    )
+
+
+def train(workdir, task=classifier, **settings):
+    values = {"epochs": 1, "learning_rate": 0.1, "log_steps": 2, "workdir": str(workdir)}
+    return dist_train.train(task, dist_train.Config(**(values | settings)))
+
+
+def pictures_of(page):
+    return {
+        title: base64.b64decode(data)
+        for title, data in re.findall(r'<img alt="(.*?)" src="data:image/png;base64,(.*?)"', page)
+    }
+
+
+def events(workdir):
+    for file in sorted((Path(workdir) / "tensorboard").glob("events*")):
+        for event in tf.compat.v1.train.summary_iterator(str(file)):
+            for value in event.summary.value:
+                yield event.step, value
+
+
+def assert_shows_something(png):
+    pixels = image.imread(io.BytesIO(png))[:, :, :3]
+    assert np.mean(pixels < 0.9) > 0.01, "an empty picture"
+
+
+class Links(html.parser.HTMLParser):
+    """Everything that a browser would load or go to."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [v for k, v in attributes if k in ("src", "href", "srcset", "data", "action")]
+        self.found += [tag] if tag in ("script", "link", "iframe") else []
+
+
+@BOTH
+def test_the_report_tells_all_and_opens_offline(workdir, settings):
+    result = train(workdir, **settings)
+    page = (Path(workdir) / "report.html").read_text()
+    links = Links()
+    links.feed(page)
+    assert links.found
+    assert all(link.startswith("data:image/png;base64,") for link in links.found)
+    assert "http" not in page
+    assert "url(" not in page
+
+    for kind in ("train", "validation", "test"):
+        assert f"{result.metrics[kind]['accuracy']:.4f}" in page
+    for text in (
+        "best-00000004",
+        "learning_rate",
+        tf.__version__,
+        "1 CPU" if not settings else "2 CPU",
+    ):
+        assert text in page
+    assert "<td>learning_rate</td><td>0.1</td><td>0.001</td>" in page
+    assert "batch_size" not in page  # it has its default
+    found = pictures_of(page)
+    assert list(found) == ["Curves", "Confusion matrix", "Worst mistakes"]
+    assert found["Curves"] == (Path(workdir) / "curves.png").read_bytes()
+    for png in found.values():
+        assert_shows_something(png)
+    right = round(103 * result.metrics["test"]["accuracy"])
+    assert f"103 test examples, {right} of them right" in page
+
+
+def test_tensorboard_gets_the_pictures_of_the_report(workdir):
+    train(workdir)
+    shown = {value.tag: (step, value.image) for step, value in events(workdir) if value.image.width}
+    page = pictures_of((Path(workdir) / "report.html").read_text())
+    for tag, title in (("confusion", "Confusion matrix"), ("worst_mistakes", "Worst mistakes")):
+        step, picture = shown[f"test/{tag}"]
+        assert step == 4
+        assert picture.encoded_image_string == page[title]
+        height, width = image.imread(io.BytesIO(page[title])).shape[:2]
+        assert (picture.height, picture.width) == (height, width)
+
+
+@BOTH
+def test_tensorboard_gets_the_rate_and_where_the_time_went_and_the_settings(workdir, settings):
+    # 4 steps an epoch: as many warm up, then a tenth at 1/2 of the other 12.
+    train(workdir, epochs=4, lr_schedule="step", warmup_steps=4, log_steps=1, **settings)
+    values: dict[str, dict[int, float]] = {}
+    plugins = {}
+    for step, value in events(workdir):
+        values.setdefault(value.tag, {})[step] = value.simple_value
+        plugins[value.tag] = value.metadata.plugin_data
+    rates = values["train/learning_rate"]
+    assert list(rates) == list(range(1, 17))
+    assert rates[2] == pytest.approx(0.05)
+    assert rates[5] == pytest.approx(0.1)
+    assert rates[12] == pytest.approx(0.01)
+    for name in ("input", "evaluation", "saving"):
+        shares = values[f"train/time_in_{name}"]
+        assert list(shares) == list(rates)
+        assert 0 < max(shares.values()) <= 1
+        assert min(shares.values()) >= 0
+    plugin = plugins["_hparams_/session_start_info"]
+    assert plugin.plugin_name == "hparams"
+    assert b"learning_rate" in plugin.content
+
+
+def test_averaged_weights_are_the_ones_looked_at(workdir):
+    result = train(workdir, ema=0.9, epochs=3)
+    right = round(103 * result.metrics["test"]["accuracy"])
+    page = (Path(workdir) / "report.html").read_text()
+    assert f"103 test examples, {right} of them right" in page
+
+
+def test_a_task_that_is_no_classification_has_the_curves_alone(workdir):
+    train(workdir, regression)
+    page = (Path(workdir) / "report.html").read_text()
+    assert list(pictures_of(page)) == ["Curves"]
+
+
+def test_what_the_page_says_is_escaped(tmp_path):
+    path = tmp_path / "report.html"
+    odd = "<script>alert(1)</script>&"
+    said = report.Report(
+        title=odd, metrics={odd: {odd: 1.0}}, summary={odd: odd}, settings={odd: (odd, None)},
+        environment={odd: odd}, pictures=[report.Picture(odd, odd, b"")],
+    )  # fmt: skip
+    report.write(said, path)
+    assert "<script>" not in path.read_text()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        RNG.integers(0, 255, (28, 28), np.uint8),
+        RNG.normal(size=(300, 20, 1)),
+        RNG.normal(size=(8, 8, 3)).astype(np.float32) * 1e6,
+        RNG.integers(0, 2, (16, 16, 4)) * 1000,
+        np.full((8, 8), np.nan),
+    ],
+    ids=["bytes", "long", "colours", "with alpha", "not finite"],
+)
+def test_pictures_of_any_range_are_shown(picture):
+    assert_shows_something(pictures.grid([picture] * 7, ["0: 1 as 2, 50%"] * 7))
+
+
+@pytest.mark.parametrize("classes", [2, 20, 200])
+def test_a_confusion_of_any_size_is_shown(classes):
+    assert_shows_something(pictures.confusion(np.eye(classes, dtype=np.int64) * 1000))
+
+
+def test_a_resumed_run_reports_all_of_it(workdir):
+    train(workdir)
+    train(workdir, epochs=2)
+    page = (Path(workdir) / "report.html").read_text()
+    assert "<td>8, 4 per epoch</td>" in page
+    assert len(metrics.read_rows(Path(workdir) / "metrics.jsonl")) == 7
