@@ -132,7 +132,7 @@ class Outcome:
     def _summary(self, rows: list[metrics.Row]) -> dict[str, str]:
         parts = self._parts
         schedule = parts.inputs["train"].schedule
-        value, step = parts.best.numpy()
+        value, step, _ = parts.best.numpy()
         rates = [row["examples_per_second"] for row in rows if row.get("examples_per_second")]
         summary = {
             "steps": f"{parts.total_steps:,}, {schedule.steps_per_epoch:,} per epoch",

@@ -88,7 +88,7 @@ def test_readme_names_each_flag_and_its_default(tmp_path):
     defaults = {}
     for name, rest in re.findall(r"^ +--(?:\[no\])?(\w+):((?:.|\n(?! +--))*)", ours, re.MULTILINE):
         found = re.search(r"\(default:\s+'(.*)'\)", rest)
-        defaults[name] = found[1] if found else "–"
+        defaults[name] = (found and found[1]) or "–"
     readme = (ROOT / "README.md").read_text().partition("\n## dist-train\n")[2]
     documented = {}
     for line in readme.partition("\nExit status")[0].splitlines():
