@@ -27,8 +27,9 @@ class Task:
     """A model, its examples and its loss.
 
     Attributes:
-      model: () -> keras.Model, called in the strategy's scope.
-      train: the examples to learn from.
+      model: () -> keras.Model, called in the strategy's scope. Losses that its layers add are taken
+        as means over their batch.
+      train: the examples to learn from: Arrays, a Dataset, or anything that is a Source.
       validation: evaluated every `eval_epochs` epochs, or None.
       test: evaluated once at the end, or None.
       loss: a keras.losses.Loss (its reduction is not used: the exact mean over the global batch
@@ -57,8 +58,9 @@ class Task:
             containers = (list, tuple, dict, str, bytes, np.ndarray)  # indexable, but no Source
             if not isinstance(source, Source) or isinstance(source, containers):
                 raise UsageError(
-                    f"Task.{name} is a {type(source).__name__}; use dist_train.Arrays(x, y) or an"
-                    " object with __len__ and __getitem__(indices) -> (x, y)"
+                    f"Task.{name} is a {type(source).__name__}; use dist_train.Arrays(x, y),"
+                    " dist_train.Dataset(make, examples=N), or an object with __len__ and"
+                    " __getitem__(indices) -> (x, y)"
                 )
             if len(source) == 0:
                 raise UsageError(f"Task.{name} has no examples")

@@ -45,6 +45,7 @@ def short_chunks(monkeypatch):
     monkeypatch.setattr(input, "_STREAM_CHUNK_BYTES", 2 * 15 * (6 * 4 + 4))
 
 
+@pytest.mark.slow
 def test_a_dataset_gives_the_same_numbers_on_every_strategy_and_after_a_resume(
     tmp_path, short_chunks
 ):
@@ -109,6 +110,30 @@ def test_chunks_hold_what_the_dataset_gave_in_its_order(replicas, first, monkeyp
     expected += [begin + 100 + n for n in range(11)]
     assert seen[: len(expected)] == expected
     assert first // 2 in asked
+
+
+def test_workers_cut_out_the_shares_of_their_own_replicas():
+    numbers = np.arange(11)
+    source = dist_train.Dataset(
+        lambda: tf.data.Dataset.from_tensor_slices((numbers, numbers)), examples=11
+    )
+    strategy = tf.distribute.get_strategy()
+    inputs = input.Input(source, strategy, resident=False, batch_size=4)
+    seen = []
+    for pipeline in range(3):  # three workers of two replicas each
+        context = tf.distribute.InputContext(3, pipeline, 6)
+        elements = inputs._sequential(source, context, 1, False, []).as_numpy_iterator()
+        for local in range(2):
+            ids, epoch, (_, y) = next(elements)
+            expected, _ = inputs.schedule.share(
+                tf.constant(1, tf.int64), tf.constant(2 * pipeline + local, tf.int64), 6
+            )
+            np.testing.assert_array_equal(ids, expected)
+            real = ids.reshape(-1) >= 0
+            np.testing.assert_array_equal(y[real], ids.reshape(-1)[real])
+            seen.extend(y[real].tolist())
+            assert epoch == 1
+    assert sorted(seen) == numbers.tolist()
 
 
 def test_strings_travel_too():

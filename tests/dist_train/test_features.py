@@ -47,6 +47,7 @@ FEATURES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", FEATURES.values(), ids=FEATURES)
 def test_a_feature_gives_the_same_numbers_on_every_strategy(tmp_path, settings):
     runs_alike(tmp_path, task(), **settings)
@@ -67,6 +68,7 @@ def test_evaluation_is_on_the_averaged_weights(tmp_path):
 # Precision.
 
 
+@pytest.mark.slow
 def test_bfloat16_gives_the_same_numbers_on_every_strategy_within_its_precision(tmp_path):
     whole = runs_alike(tmp_path, task(), dtype="mixed_bfloat16", rtol=2e-2, atol=2e-3)
     single = run(tmp_path / "float32", task())
@@ -79,6 +81,7 @@ def overflow(y, outputs):
     return tf.where(y == 2, 1e5 * each, 0.02 * each)
 
 
+@pytest.mark.slow
 def test_float16_leaves_out_the_same_steps_on_every_strategy(tmp_path):
     y = Y[:EXAMPLES].copy()
     y[33] = 2  # the third batch of each epoch: one replica's gradient overflows
@@ -107,6 +110,7 @@ def noisy():
     return task(train=dist_train.Arrays(X[:EXAMPLES], wrong), test=held_out)
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_at_the_same_step_on_every_strategy(tmp_path):
     found = runs_alike(tmp_path, noisy(), **STOPPING)
     assert found.result.step == 9 * 6
@@ -138,6 +142,7 @@ class Stop:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_on_after_a_stop_and_a_finished_run_stays_finished(tmp_path):
     whole = run(tmp_path / "whole", noisy(), **STOPPING)
     for step in (16, 30):  # between the second and the third validation in a row without a gain

@@ -57,6 +57,7 @@ def embedding():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", ["true", "false"])
 def test_embeddings_custom_weights_and_counters_are_alike(tmp_path, jit_compile):
     made = task(embedding, TOKENS)
@@ -86,6 +87,7 @@ def two_losses(y, outputs):
     return label + 0.1 * tf.square(outputs["sum"][:, 0] - y["sum"])
 
 
+@pytest.mark.slow
 def test_synchronized_statistics_frozen_layers_and_two_outputs_are_alike(tmp_path):
     y = {"label": Y, "sum": X.sum(axis=1)}
     even = dist_train.Arrays(X[:EVEN], {name: array[:EVEN] for name, array in y.items()})
@@ -107,6 +109,7 @@ def penalized():
     return keras.Sequential([keras.Input((6,)), hidden, Centered(), keras.layers.Dense(2)])
 
 
+@pytest.mark.slow
 def test_losses_that_layers_add_are_alike_and_as_in_a_loop_by_hand(tmp_path):
     found = runs_alike(
         tmp_path, task(penalized, examples=EVEN), batch_size=12, shuffle=False, epochs=1
@@ -152,6 +155,7 @@ def test_a_loss_that_padding_would_change_is_refused(tmp_path, strategy, regular
     assert "batch_size=12 must divide 80 examples" in message
 
 
+@pytest.mark.slow
 def test_weights_alone_are_regularized_on_padded_batches_too(tmp_path):
     def model():
         layer = keras.layers.Dense(2, kernel_regularizer=keras.regularizers.L2(0.1))
@@ -160,6 +164,7 @@ def test_weights_alone_are_regularized_on_padded_batches_too(tmp_path):
     runs_alike(tmp_path, task(model))
 
 
+@pytest.mark.slow
 def test_dropout_draws_the_same_masks_in_every_input_mode_and_after_a_resume(tmp_path):
     def model():
         layers = [keras.layers.Dense(8), keras.layers.Dropout(0.5, seed=3), keras.layers.Dense(2)]
