@@ -56,7 +56,7 @@ class Program:
         weights = tf.cast(ids >= 0, tf.float32)
         if self.preprocess is not None:
             x, y = self.preprocess(x, y, self._seeds(ids, epoch) if training else None)
-        outputs = tf.nest.map_structure(_as_float32, self.model(x, training=training))
+        outputs = tf.nest.map_structure(as_float32, self.model(x, training=training))
         loss = tf.reduce_sum(_per_example("loss", self.loss(y, outputs), ids) * weights)
         metrics = [
             tf.reduce_sum(_per_example(f"metric {name}", fn(y, outputs), ids) * weights)
@@ -96,7 +96,8 @@ def example_loss(loss: Any) -> Callable[[Any, Any], tf.Tensor]:
     return per_example
 
 
-def _as_float32(output: tf.Tensor) -> tf.Tensor:
+def as_float32(output: tf.Tensor) -> tf.Tensor:
+    """An output of a model of any precision as the loss, the metrics and a user see it."""
     return tf.cast(output, tf.float32) if output.dtype.is_floating else output
 
 

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import logging
 from matplotlib import image
 
 import dist_train
@@ -145,6 +146,30 @@ def test_tensorboard_gets_the_rate_and_where_the_time_went_and_the_settings(work
     plugin = plugins["_hparams_/session_start_info"]
     assert plugin.plugin_name == "hparams"
     assert b"learning_rate" in plugin.content
+
+
+@BOTH
+def test_the_first_lines_say_what_runs_where_and_the_last_where_all_lies(workdir, settings, caplog):
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.INFO)  # Keras sets and restores it while it exports
+    try:
+        train(workdir, **settings)
+    finally:
+        logging.set_verbosity(verbosity)
+    said = [record.getMessage() for record in caplog.records if record.name == "absl"]
+    devices = "2 CPU devices" if settings else "1 CPU device"
+    versions, where, batch, *_ = said[0].splitlines()
+    assert f"tensorflow {tf.__version__}" in versions
+    assert where.startswith(
+        f"strategy {settings.get('strategy', 'default')}, 1 worker, {devices} ("
+    )
+    assert batch.startswith("batch 64 = 2 x 32" if settings else "batch 64 = 1 x 64")
+    last = re.fullmatch(r"done in [\d.]+ s: (.*) holds (.*)", said[-1])
+    assert last[1] == workdir
+    for name in re.sub(r"\(.*?\)", "", last[2]).split(","):
+        assert (Path(workdir) / name.strip()).exists(), name
+    assert "checkpoints/ (the best is best-00000004)" in last[2]
+    assert (Path(workdir) / "checkpoints" / "best-00000004").is_dir()
 
 
 def test_averaged_weights_are_the_ones_looked_at(workdir):
