@@ -9,6 +9,7 @@ is free for TensorFlow.
 
 import contextlib
 import hmac
+import ipaddress
 import json
 import selectors
 import socket
@@ -64,7 +65,10 @@ class _Chief:
 
     def host(self, deadline: float, timeout_s: float) -> None:
         with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
-            listener = stack.enter_context(_listen(self._cluster.addresses[0], deadline))
+            hosts = {_split(address)[0] for address in self._cluster.addresses}
+            listener = stack.enter_context(
+                _listen(self._cluster.addresses[0], deadline, may_be_loopback=len(hosts) == 1)
+            )
             selector.register(listener, selectors.EVENT_READ)
             try:
                 while len(self._arrived) < len(self._cluster.addresses) - 1:
@@ -194,10 +198,19 @@ def _join(
     )
 
 
-def _listen(address: str, deadline: float) -> socket.socket:
+def _listen(address: str, deadline: float, *, may_be_loopback: bool) -> socket.socket:
+    """A socket on the chief's address.
+
+    Args:
+      may_be_loopback: whether all workers are on this machine.
+    """
     host, port = _split(address)
     try:
         family, own = _resolve(host, port, deadline)
+        if not may_be_loopback and ipaddress.ip_address(own[0]).is_loopback:
+            # Debian's /etc/hosts gives a machine's own name 127.0.1.1. TensorFlow's server listens
+            # on all addresses anyway.
+            own = ("::" if family == socket.AF_INET6 else "0.0.0.0", *own[1:])
         listener = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
         raise RunError(f"the chief's own address {address} cannot be used: {error}") from error

@@ -77,9 +77,13 @@ def _main(argv: Sequence[str]) -> int:
         raise _UsageError(
             "no command: put it after the flags, as in `dist-launch --workers=2 -- dist-train`"
         )
-    backends = {"kubernetes": kubernetes_options, "slurm": slurm_options}
-    for name, module in backends.items():
-        if options.BACKEND.value != name and (misplaced := module.given()):
+    given = {
+        "kubernetes": kubernetes_options.given,
+        "slurm": slurm_options.given,
+        "ssh": options.given_for_ssh,
+    }
+    for name, flags_of in given.items():
+        if options.BACKEND.value != name and (misplaced := flags_of()):
             raise _UsageError(f"--{misplaced[0]} needs --backend={name}")
     if options.BACKEND.value != "mpi" and options.MPI_OPTIONS.present:
         raise _UsageError("--mpi_options needs --backend=mpi")
@@ -98,8 +102,6 @@ def _main(argv: Sequence[str]) -> int:
 def _run_local(command: Sequence[str]) -> int:
     from launch import local, plan
 
-    if options.HOSTS.value or options.HOSTFILE.value:
-        raise _UsageError("--hosts and --hostfile need --backend=ssh")
     if not options.DRY_RUN.value:
         _check_command(command[0])
     _, max_workers = options.parse_workers(options.WORKERS.value or "2")

@@ -78,6 +78,10 @@ LINK_TIMEOUT_S = flags.DEFINE_float(
     lower_bound=2.0,
     flag_values=FLAGS,
 )
+_OF_SSH = (
+    HOSTS, HOSTFILE, SSH_USER, SSH_PORT, SSH_IDENTITY, SSH_OPTIONS, REMOTE_PYTHON, ENV, PREFLIGHT,
+    LINK_TIMEOUT_S,
+)  # fmt: skip
 EVALUATOR = flags.DEFINE_bool(
     "evaluator",
     False,
@@ -200,6 +204,11 @@ flags.register_validator(
     "must be all, none, or worker numbers separated by commas",
     flag_values=FLAGS,
 )
+
+
+def given_for_ssh() -> list[str]:
+    """The flags of the ssh backend that the user has set."""
+    return [holder.name for holder in _OF_SSH if holder.present]
 
 
 def parse_workers(text: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""One worker process under its guard, here or on another machine; the only user of subprocess."""
+"""One worker process under its guard, here or on another machine."""
 
 import fcntl
 import os

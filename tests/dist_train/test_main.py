@@ -49,7 +49,7 @@ def assert_one_line(done, status, message):
         (["extra"], {}, "unexpected argument 'extra'"),
         (["--strategy=multi_worker"], {}, "TF_CONFIG"),
         (["--strategy=multi_worker"], {"TF_CONFIG": "{"}, "not JSON"),
-        ([], {"TF_CONFIG": TWO_WORKERS}, "has 2 workers"),
+        ([], {"TF_CONFIG": TWO_WORKERS}, "TF_CONFIG has 2 workers"),
         (["--mode=evaluate", "--workdir=none"], {}, "does not exist"),
         (["--workdir=/proc/none"], {}, "cannot be written"),
         (["--mode=predict", "--workdir=none"], {}, "needs --predict_on"),

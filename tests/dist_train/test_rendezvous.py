@@ -14,7 +14,7 @@ import pytest
 
 from dist_train import RunError, UsageError
 from dist_train.cluster import Cluster
-from dist_train.rendezvous import meet
+from dist_train.rendezvous import _listen, meet
 
 _ROOT = Path(__file__).parents[2]
 _IDENTITY = {"batch_size": 64, "tensorflow": "2.21.0", "learning_rate": 0.1, "workdir": None}
@@ -363,3 +363,20 @@ def test_sigterm_ends_the_wait_at_once(index):
         assert time.monotonic() - begin < 5.0
     assert process.returncode == 75
     assert "by SIGTERM" in rest
+
+
+def test_a_chief_whose_own_name_is_loopback_is_reached_by_other_hosts_all_the_same():
+    port = socket.create_server(("127.0.0.1", 0))
+    number = port.getsockname()[1]
+    port.close()
+    chief = f"127.0.0.1:{number}"  # as Debian resolves a machine's own name, to 127.0.1.1
+    with (
+        _listen(chief, time.monotonic(), may_be_loopback=False),
+        socket.create_connection(("127.0.0.2", number), timeout=5),
+    ):
+        pass
+    with (
+        _listen(chief, time.monotonic(), may_be_loopback=True),
+        pytest.raises(ConnectionRefusedError),
+    ):
+        socket.create_connection(("127.0.0.2", number), timeout=5)

@@ -42,6 +42,7 @@ class Fault:
 class Round:
     """One start of the launcher."""
 
+    strategy: str
     workers: int
     input: str
     steps_per_loop: int
@@ -63,13 +64,14 @@ def draw(seed: int, kinds: tuple[str, ...] = AT_A_STEP + AT_THE_START) -> Plan:
     chance = random.Random(seed)
 
     def a_round(kind: str | None) -> Round:
-        workers = chance.choice([2, 2, 3])
-        fault = None
+        strategy, workers, fault = "multi_worker", chance.choice([2, 2, 3]), None
         if kind is not None:
             worker = chance.randrange(1 if kind in ("other flag", "never") else 0, workers)
             fault = Fault(kind, 0 if kind == "port taken" else worker, chance.randrange(1, 450))
         how = chance.choice(["resident", "stream"])
-        return Round(workers, how, chance.choice([1, 3, 8]), fault)
+        if kind is None:
+            strategy = chance.choice(["default", "mirrored", "multi_worker", "multi_worker"])
+        return Round(strategy, workers, how, chance.choice([1, 3, 8]), fault)
 
     second = [chance.choice(kinds)] if chance.random() < 0.4 else []
     drawn = [kinds[seed % len(kinds)], *second]

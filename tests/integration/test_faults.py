@@ -131,6 +131,35 @@ def test_a_kill_in_the_midst_of_a_save_costs_only_the_steps_since_the_one_before
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_kill_within_an_evaluation_costs_nothing(group, tmp_path):
+    flags = ["--epochs=3", "--log_steps=1", "--batch_size=100", "--jit_compile=false"]
+    flags += ["--checkpoint_steps=4"]
+    task = "dies_in_evaluation"
+    group.start(command(task, *flags))
+    assert group.wait() == [-signal.SIGKILL]
+    group.start(command(task, *flags))
+    group.start([*command(task)[:-1], "--workdir=whole", *flags])
+    assert group.wait()[1:] == [0, 0], group.output(1)
+    assert "resumed after step" in group.output(1)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_dropout_of_two_workers_goes_on_where_a_kill_left_it(group, tmp_path):
+    flags = ["--strategy=multi_worker", "--epochs=20", "--log_steps=1", "--checkpoint_steps=7"]
+    workers = group.start_all(2, command("dropout", *flags))
+    wait_for_step(tmp_path / "run", 100)
+    workers[0].kill()
+    assert group.wait() == [-signal.SIGKILL, 1]
+    group.next_round()
+    group.start_all(2, command("dropout", *flags))
+    assert group.wait() == [0, 0], group.output(0)
+    assert "resumed after step" in group.output(0)
+    group.next_round()
+    group.start_all(2, [*command("dropout")[:-1], "--workdir=whole", *flags])
+    assert group.wait() == [0, 0], group.output(0)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def newest(folder):
     return max((path.name for path in folder.glob("step-*")), default="")
 

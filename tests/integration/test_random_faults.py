@@ -118,9 +118,11 @@ class Ordeal:
         program = [str(HERE / "faults.py")] if helped else ["-m", "dist_train"]
         restarts = 0 if fault is not None and fault.kind in ENDS else 3
         command = [
-            sys.executable, "-m", "launch", f"--workers={each.workers}",
+            sys.executable, "-m", "launch",
+            f"--workers={each.workers if each.strategy == 'multi_worker' else 1}",
             f"--max_restarts={restarts}", "--stall_timeout_s=20", "--grace_period_s=10", "--",
-            sys.executable, *program, *TRAIN, "--strategy=multi_worker",
+            sys.executable, *program, *TRAIN, f"--strategy={each.strategy}",
+            f"--devices={each.workers if each.strategy == 'mirrored' else 0}",
             f"--workdir={self.workdir}", f"--input={each.input}", "--keep_checkpoints=5",
             f"--steps_per_loop={each.steps_per_loop}", *SETTINGS[self.plan.settings],
             f"--checkpoint_steps={self.plan.checkpoint_steps}",

@@ -22,7 +22,11 @@ SSH = ["--backend=ssh"]
         (["--workers=3:2", "true"], "flag --workers=3:2: must be"),
         (["--workers=two", "true"], "flag --workers=two: must be"),
         (["--backend=pbs", "true"], "flag --backend=pbs: must be local, ssh, slurm, mpi or"),
-        (["--hosts=n1", "true"], "--hosts and --hostfile need --backend=ssh"),
+        (["--hosts=n1", "true"], "--hosts needs --backend=ssh"),
+        (
+            ["--link_timeout_s=3", "--backend=kubernetes", "true"],
+            "--link_timeout_s needs --backend=ssh",
+        ),
         (["--backend=ssh", "true"], "--backend=ssh needs --hosts=n1,n2:2 or --hostfile=FILE"),
         ([*SSH, "--hosts=n1", "--hostfile=x", "true"], "--backend=ssh needs --hosts"),
         ([*SSH, "--hosts=n1:0", "true"], "--hosts=n1:0: n1 has no slot"),
