@@ -257,11 +257,7 @@ class _Loop:
         if self._outcome is None or self._workdir is None:
             return
         self._outcome.write(results, log, self._heartbeat.beat)
-        logging.info(
-            "done: %s holds report.html, model.keras, saved_model/, curves.png, metrics.jsonl,"
-            " checkpoints/, tensorboard/",
-            self._workdir.name,
-        )
+        logging.info("done in %.1f s: %s", self._outcome.seconds, self._outcome.holds())
         self._workdir.push()
 
     # Workers that agree, and what is wrong when they do not.

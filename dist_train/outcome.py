@@ -92,6 +92,20 @@ class Outcome:
             workdir.report,
         )
 
+    @property
+    def seconds(self) -> float:
+        """Since this was made, which is when the run began."""
+        return time.monotonic() - self._begun
+
+    def holds(self) -> str:
+        """Where everything lies, in one line."""
+        value, step = self._parts.best.numpy()
+        best = "" if np.isnan(value) else f" (the best is best-{int(step):08d})"
+        return (
+            f"{self._workdir.name} holds report.html, model.keras, saved_model/, curves.png,"
+            f" metrics.jsonl, checkpoints/{best}, tensorboard/"
+        )
+
     def _shown(self, beat: Callable[[], None]) -> dict[str, report.Picture]:
         """{tag: picture} of the mistakes, if the task is to classify."""
         if not self._held_out:
@@ -136,7 +150,7 @@ class Outcome:
         rates = [row["examples_per_second"] for row in rows if row.get("examples_per_second")]
         summary = {
             "steps": f"{parts.total_steps:,}, {schedule.steps_per_epoch:,} per epoch",
-            "time": f"{time.monotonic() - self._begun:.1f} s since this start",
+            "time": f"{self.seconds:.1f} s since this start",
         }
         if rates:
             summary["speed"] = f"{statistics.median(rates):,.0f} examples/s while training (median)"

@@ -17,7 +17,7 @@ import tensorflow as tf
 from dist_train.config import Config
 from dist_train.errors import RunError, UsageError
 from dist_train.examples import Source
-from dist_train.program import Program
+from dist_train.program import Program, as_float32
 from dist_train.review import has_labels, number_of_classes, probabilities
 
 _IMAGES = (".png", ".jpg", ".jpeg")
@@ -164,7 +164,7 @@ class Predictor:
         def predict(x: Any, y: Any) -> Any:
             if program.preprocess is not None:
                 x, _ = program.preprocess(x, y, None)
-            return program.model(x, training=False)
+            return tf.nest.map_structure(as_float32, program.model(x, training=False))
 
         return predict
 
@@ -223,7 +223,14 @@ def write(rows: Iterable[dict[str, Any]], output: str | None) -> int:
       RunError: it cannot be written.
     """
     if output is None:
-        return _write_to(sys.stdout, rows, as_csv=False)
+        try:
+            count = _write_to(sys.stdout, rows, as_csv=False)
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            # Python would try again to write the rest at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise RunError("standard output was closed before the last prediction") from error
+        return count
     path = Path(output)
     partial = path.with_name(f"{path.name}.partial")
     try:

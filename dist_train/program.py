@@ -61,7 +61,7 @@ class Program:
         weights = tf.cast(ids >= 0, tf.float32)
         if self.preprocess is not None:
             x, y = self.preprocess(x, y, self._seeds(ids, epoch) if training else None)
-        outputs = tf.nest.map_structure(_as_float32, self.model(x, training=training))
+        outputs = tf.nest.map_structure(as_float32, self.model(x, training=training))
         loss_of = self.training_loss if training and self.training_loss else self.loss
         loss = tf.reduce_sum(_per_example("loss", loss_of(y, outputs), ids) * weights)
         metrics = [
@@ -154,7 +154,8 @@ class _SmoothedSparse(keras.losses.CategoricalCrossentropy):
         return super().call(classes, y_pred)
 
 
-def _as_float32(output: tf.Tensor) -> tf.Tensor:
+def as_float32(output: tf.Tensor) -> tf.Tensor:
+    """An output of a model of any precision as the loss, the metrics and a user see it."""
     return tf.cast(output, tf.float32) if output.dtype.is_floating else output
 
 

@@ -67,7 +67,9 @@ def examine(
     seconds: float,
     beat: Callable[[], None] = lambda: None,
 ) -> Review | None:
-    """The review of a classifier: integer labels y [n], outputs [n, classes]; None: it is none.
+    """The review of a classifier: integer labels [n] or [n, 1], outputs [n, classes].
+
+    None if the task is something else.
 
     Args:
       source: of the examples; of more than 50,000 as many are taken, evenly spaced.
@@ -88,7 +90,7 @@ def examine(
         ids = rows[seen : seen + batch_size]
         # The last batch is filled up, so that the model is traced once.
         x, y = source[np.resize(ids, batch_size)]
-        labels = np.asarray(y)[: len(ids)].astype(np.int64)
+        labels = np.reshape(y, -1)[: len(ids)].astype(np.int64)
         outputs, losses = judge(x, y)
         classes = len(confusion) or number_of_classes(outputs)
         if not classes or labels.min() < 0 or labels.max() >= classes:
@@ -111,8 +113,10 @@ def examine(
 
 
 def has_labels(y: Any) -> bool:
-    """Whether targets are classes: one array of integers, [n]."""
-    return isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "iu"
+    """Whether targets are classes: one array of integers, [n] or [n, 1]."""
+    if not isinstance(y, np.ndarray) or y.dtype.kind not in "iu":
+        return False
+    return y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)
 
 
 def number_of_classes(outputs: Any, most: int | None = _MOST_CLASSES) -> int:

@@ -1,15 +1,19 @@
 """What a finished run leaves behind: the report, and the pictures in it and in TensorBoard."""
 
 import base64
+import dataclasses
 import html.parser
 import io
+import logging as python_logging
 import re
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import logging
 from matplotlib import image
 
 import dist_train
@@ -17,9 +21,7 @@ from dist_train import metrics, pictures, report
 from dist_train.mnist import files, mlp
 
 RNG = np.random.default_rng(0)
-BOTH = pytest.mark.parametrize(
-    "settings", [{}, {"strategy": "mirrored", "devices": 2}], ids=["default", "mirrored"]
-)
+STRATEGIES = {"default": {}, "mirrored": {"strategy": "mirrored", "devices": 2}}
 
 
 def classifier():
@@ -47,6 +49,38 @@ def regression():
 def train(workdir, task=classifier, **settings):
     values = {"epochs": 1, "learning_rate": 0.1, "log_steps": 2, "workdir": str(workdir)}
     return dist_train.train(task, dist_train.Config(**(values | settings)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run of the classifier: 4 epochs of 4 steps, and what was said."""
+
+    settings: dict
+    result: Any
+    folder: Path
+    said: list[str]
+
+    @property
+    def page(self):
+        return (self.folder / "report.html").read_text()
+
+
+@pytest.fixture(scope="module", params=STRATEGIES)
+def run(request, tmp_path_factory):
+    settings, said = STRATEGIES[request.param], []
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    handler, verbosity = python_logging.Handler(), logging.get_verbosity()
+    handler.emit = lambda record: said.append(record.getMessage())
+    python_logging.getLogger("absl").addHandler(handler)
+    logging.set_verbosity(logging.INFO)
+    try:
+        # As many steps as an epoch has warm up; a tenth from half of the others on.
+        schedule = {"lr_schedule": "step", "warmup_steps": 4, "log_steps": 1}
+        result = train(folder, epochs=4, **schedule, **settings)
+    finally:
+        logging.set_verbosity(verbosity)
+        python_logging.getLogger("absl").removeHandler(handler)
+    return Run(settings, result, folder, said)
 
 
 def pictures_of(page):
@@ -80,10 +114,8 @@ class Links(html.parser.HTMLParser):
         self.found += [tag] if tag in ("script", "link", "iframe") else []
 
 
-@BOTH
-def test_the_report_tells_all_and_opens_offline(workdir, settings):
-    result = train(workdir, **settings)
-    page = (Path(workdir) / "report.html").read_text()
+def test_the_report_tells_all_and_opens_offline(run):
+    result, page = run.result, run.page
     links = Links()
     links.feed(page)
     assert links.found
@@ -93,43 +125,36 @@ def test_the_report_tells_all_and_opens_offline(workdir, settings):
 
     for kind in ("train", "validation", "test"):
         assert f"{result.metrics[kind]['accuracy']:.4f}" in page
-    for text in (
-        "best-00000004",
-        "learning_rate",
-        tf.__version__,
-        "1 CPU" if not settings else "2 CPU",
-    ):
+    devices = "2 CPU devices" if run.settings else "1 CPU device"
+    for text in ("best-00000016", "warmup_steps", tf.__version__, devices):
         assert text in page
     assert "<td>learning_rate</td><td>0.1</td><td>0.001</td>" in page
     assert "batch_size" not in page  # it has its default
     found = pictures_of(page)
     assert list(found) == ["Curves", "Confusion matrix", "Worst mistakes"]
-    assert found["Curves"] == (Path(workdir) / "curves.png").read_bytes()
+    assert found["Curves"] == (run.folder / "curves.png").read_bytes()
     for png in found.values():
         assert_shows_something(png)
     right = round(103 * result.metrics["test"]["accuracy"])
     assert f"103 test examples, {right} of them right" in page
 
 
-def test_tensorboard_gets_the_pictures_of_the_report(workdir):
-    train(workdir)
-    shown = {value.tag: (step, value.image) for step, value in events(workdir) if value.image.width}
-    page = pictures_of((Path(workdir) / "report.html").read_text())
+def test_tensorboard_gets_the_pictures_of_the_report(run):
+    images = [(step, value) for step, value in events(run.folder) if value.image.width]
+    shown = {value.tag: (step, value.image) for step, value in images}
+    page = pictures_of(run.page)
     for tag, title in (("confusion", "Confusion matrix"), ("worst_mistakes", "Worst mistakes")):
         step, picture = shown[f"test/{tag}"]
-        assert step == 4
+        assert step == 16
         assert picture.encoded_image_string == page[title]
         height, width = image.imread(io.BytesIO(page[title])).shape[:2]
         assert (picture.height, picture.width) == (height, width)
 
 
-@BOTH
-def test_tensorboard_gets_the_rate_and_where_the_time_went_and_the_settings(workdir, settings):
-    # 4 steps an epoch: as many warm up, then a tenth at 1/2 of the other 12.
-    train(workdir, epochs=4, lr_schedule="step", warmup_steps=4, log_steps=1, **settings)
+def test_tensorboard_gets_the_rate_and_where_the_time_went_and_the_settings(run):
     values: dict[str, dict[int, float]] = {}
     plugins = {}
-    for step, value in events(workdir):
+    for step, value in events(run.folder):
         values.setdefault(value.tag, {})[step] = value.simple_value
         plugins[value.tag] = value.metadata.plugin_data
     rates = values["train/learning_rate"]
@@ -145,6 +170,23 @@ def test_tensorboard_gets_the_rate_and_where_the_time_went_and_the_settings(work
     plugin = plugins["_hparams_/session_start_info"]
     assert plugin.plugin_name == "hparams"
     assert b"learning_rate" in plugin.content
+
+
+def test_the_first_lines_say_what_runs_where_and_the_last_where_all_lies(run):
+    settings, said = run.settings, run.said
+    devices = "2 CPU devices" if settings else "1 CPU device"
+    versions, where, batch, *_ = said[0].splitlines()
+    assert f"tensorflow {tf.__version__}" in versions
+    assert where.startswith(
+        f"strategy {settings.get('strategy', 'default')}, 1 worker, {devices} ("
+    )
+    assert batch.startswith("batch 64 = 2 x 32" if settings else "batch 64 = 1 x 64")
+    last = re.fullmatch(r"done in [\d.]+ s: (.*) holds (.*)", said[-1])
+    assert last[1] == str(run.folder)
+    for name in re.sub(r"\(.*?\)", "", last[2]).split(","):
+        assert (run.folder / name.strip()).exists(), name
+    assert "checkpoints/ (the best is best-00000016)" in last[2]
+    assert (run.folder / "checkpoints" / "best-00000016").is_dir()
 
 
 def test_averaged_weights_are_the_ones_looked_at(workdir):

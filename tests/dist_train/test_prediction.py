@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -225,6 +228,40 @@ def test_there_must_be_a_run_and_a_checkpoint(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(dist_train.UsageError, match="no checkpoint to predict"):
         predict((tmp_path / "empty", None), tmp_path / "x.npy")
+
+
+def test_half_precision_is_written_in_numbers(tmp_path):
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, keras.layers.Activation("linear", dtype="bfloat16")(inputs))
+    program = Program(model=model, loss=lambda y, outputs: y, metrics={})
+    x = np.array([[0.5, -2.0]], np.float32)
+    source = dist_train.Arrays(x, np.zeros(1, np.float32))
+    np.save(tmp_path / "x.npy", x)
+    predictor = prediction.Predictor(source, program, batch_size=1)
+    output = tmp_path / "out.jsonl"
+    prediction.write(predictor.rows([str(tmp_path / "x.npy")]), str(output))
+    assert json.loads(output.read_text())["outputs"] == [0.5, -2.0]
+
+
+def test_a_reader_who_leaves_ends_it_with_one_line():
+    code = (
+        "from dist_train import prediction, RunError\n"
+        "try:\n"
+        "    prediction.write(({'index': n} for n in range(100000)), None)\n"
+        "except RunError as error:\n"
+        "    raise SystemExit(str(error))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert json.loads(process.stdout.readline()) == {"index": 0}
+        process.stdout.close()
+        last = process.stderr.read().splitlines()[-1]
+    assert last == "standard output was closed before the last prediction"
 
 
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path):

@@ -43,6 +43,16 @@ def test_each_example_counts_once_whatever_the_batch(batch_size):
     assert found.examples == found.of == EXAMPLES
 
 
+def test_labels_may_stand_in_a_column():
+    x, y = examples()
+    column, row = (
+        examine(Arrays(x, labels), program(), batch_size=32, seconds=60)
+        for labels in (y[:, None], y)
+    )
+    np.testing.assert_array_equal(column.confusion, row.confusion)
+    assert column.mistakes == row.mistakes
+
+
 def test_the_worst_mistakes_are_those_of_the_greatest_loss():
     x, y = examples()
     found = examine(Arrays(x, y), program(), batch_size=32, seconds=60)
