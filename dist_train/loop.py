@@ -133,7 +133,10 @@ class _Loop:
             if (test := self._evaluate("test")) is not None:
                 results["test"] = test
                 log.evaluation("test", self._row(step) | test)
-            self._publish(results, log)
+            if self._outcome is not None:
+                self._outcome.write(results, log, self._heartbeat.beat)
+        if self._outcome is not None:  # its log is whole only now
+            self._outcome.tell()
         self._leave()
         return self._result(results, step)
 
@@ -252,13 +255,6 @@ class _Loop:
                 total += self._parts.evaluation(inputs.data, chunk, steps)
                 self._heartbeat.beat()
         return metrics.means(names, total)
-
-    def _publish(self, results: dict[str, Means], log: metrics.RunLog) -> None:
-        if self._outcome is None or self._workdir is None:
-            return
-        self._outcome.write(results, log, self._heartbeat.beat)
-        logging.info("done in %.1f s: %s", self._outcome.seconds, self._outcome.holds())
-        self._workdir.push()
 
     # Workers that agree, and what is wrong when they do not.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from dist_train import (
     curves,
@@ -92,19 +93,23 @@ class Outcome:
             workdir.report,
         )
 
-    @property
-    def seconds(self) -> float:
-        """Since this was made, which is when the run began."""
-        return time.monotonic() - self._begun
-
-    def holds(self) -> str:
-        """Where everything lies, in one line."""
+    def tell(self) -> None:
+        """Copies all to where the workdir really is, and says where everything lies."""
+        self._workdir.push()
         value, step = self._parts.best.numpy()
         best = "" if np.isnan(value) else f" (the best is best-{int(step):08d})"
-        return (
-            f"{self._workdir.name} holds report.html, model.keras, saved_model/, curves.png,"
-            f" metrics.jsonl, checkpoints/{best}, tensorboard/"
+        logging.info(
+            "done in %.1f s: %s holds report.html, model.keras, saved_model/, curves.png,"
+            " metrics.jsonl, checkpoints/%s, tensorboard/",
+            self._seconds,
+            self._workdir.name,
+            best,
         )
+
+    @property
+    def _seconds(self) -> float:
+        """Since this was made, which is when the run began."""
+        return time.monotonic() - self._begun
 
     def _shown(self, beat: Callable[[], None]) -> dict[str, report.Picture]:
         """{tag: picture} of the mistakes, if the task is to classify."""
@@ -150,7 +155,7 @@ class Outcome:
         rates = [row["examples_per_second"] for row in rows if row.get("examples_per_second")]
         summary = {
             "steps": f"{parts.total_steps:,}, {schedule.steps_per_epoch:,} per epoch",
-            "time": f"{self.seconds:.1f} s since this start",
+            "time": f"{self._seconds:.1f} s since this start",
         }
         if rates:
             summary["speed"] = f"{statistics.median(rates):,.0f} examples/s while training (median)"

@@ -240,3 +240,9 @@ def test_a_resumed_run_reports_all_of_it(workdir):
     page = (Path(workdir) / "report.html").read_text()
     assert "<td>8, 4 per epoch</td>" in page
     assert len(metrics.read_rows(Path(workdir) / "metrics.jsonl")) == 7
+
+
+def test_a_remote_workdir_gets_all_of_it(tmp_path):
+    train(f"file://{tmp_path}/run")
+    assert "Worst mistakes" in (tmp_path / "run" / "report.html").read_text()
+    assert {"test/confusion", "test/worst_mistakes"} <= {v.tag for _, v in events(tmp_path / "run")}
