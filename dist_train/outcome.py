@@ -96,7 +96,7 @@ class Outcome:
     def tell(self) -> None:
         """Copies all to where the workdir really is, and says where everything lies."""
         self._workdir.push()
-        value, step = self._parts.best.numpy()
+        value, step, _ = self._parts.best.numpy()
         best = "" if np.isnan(value) else f" (the best is best-{int(step):08d})"
         logging.info(
             "done in %.1f s: %s holds report.html, model.keras, saved_model/, curves.png,"

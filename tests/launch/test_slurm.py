@@ -100,7 +100,7 @@ def test_what_is_no_option_is_refused(option):
     [
         (["--workers=2:4"], "--workers=2:4: a Slurm job has one number of tasks; use --workers=4"),
         (["--evaluator"], "--evaluator has no meaning with --backend=slurm"),
-        (["--hosts=n1"], "--hosts has no meaning with --backend=slurm"),
+        (["--hosts=n1"], "--hosts needs --backend=ssh"),
         (["--slurm_options='"], "--slurm_options: No closing quotation"),
         (["--slurm_options=4G"], "--slurm_options: '4G' is no option of sbatch"),
         (["--slurm_nodes=-1"], "flag --slurm_nodes=-1"),
