@@ -71,8 +71,7 @@ def test_evaluation_is_on_the_averaged_weights(tmp_path):
 @pytest.mark.slow
 def test_bfloat16_gives_the_same_numbers_on_every_strategy_within_its_precision(tmp_path):
     whole = runs_alike(tmp_path, task(), dtype="mixed_bfloat16", rtol=2e-2, atol=2e-3)
-    single = run(tmp_path / "float32", task())
-    assert whole.losses != pytest.approx(single.losses, rel=1e-5)  # it is another precision
+    assert {layer.compute_dtype for layer in whole.result.model.layers} == {"bfloat16"}
 
 
 def overflow(y, outputs):
@@ -145,10 +144,10 @@ class Stop:
 @pytest.mark.slow
 def test_early_stopping_counts_on_after_a_stop_and_a_finished_run_stays_finished(tmp_path):
     whole = run(tmp_path / "whole", noisy(), **STOPPING)
-    for step in (16, 30):  # between the second and the third validation in a row without a gain
-        stopping = dataclasses.replace(noisy(), preprocess=Stop(step))
-        with pytest.raises(dist_train.Stopped):
-            run(tmp_path / "parts", stopping, **STOPPING, steps_per_loop=1)
+    # After the second of three validations in a row without a gain.
+    stopping = dataclasses.replace(noisy(), preprocess=Stop(50))
+    with pytest.raises(dist_train.Stopped, match=r"after step (49|50|51)"):
+        run(tmp_path / "parts", stopping, **STOPPING, steps_per_loop=1)
     assert_same(whole, run(tmp_path / "parts", noisy(), **STOPPING))
     again = run(tmp_path / "parts", noisy(), **STOPPING).result
     assert again.step == whole.result.step
