@@ -134,7 +134,7 @@ class _Loop:
                 results["test"] = test
                 log.evaluation("test", self._row(step) | test)
             if self._outcome is not None:
-                self._outcome.write(results, log, self._heartbeat.beat)
+                self._outcome.write(step, results, log, self._heartbeat.beat)
         if self._outcome is not None:  # its log is whole only now
             self._outcome.tell()
         self._leave()

@@ -60,6 +60,7 @@ class Outcome:
 
     def write(
         self,
+        step: int,
         results: Mapping[str, Mapping[str, float]],
         log: metrics.RunLog,
         beat: Callable[[], None],
@@ -67,6 +68,7 @@ class Outcome:
         """Writes model.keras, saved_model/, curves.png and report.html.
 
         Args:
+          step: the last one that was done.
           results: the last means of each kind.
           log: gets the pictures too.
           beat: called now and then.
@@ -79,13 +81,13 @@ class Outcome:
         names = [n for n in self._parts.program.sum_names if n not in ("loss", "weight")]
         curves.draw(rows, names, workdir.curves)
         for tag, picture in shown.items():
-            log.picture(tag, picture.png, self._parts.total_steps)
+            log.picture(tag, picture.png, step)
         drawn = report.Picture("Curves", "by step", workdir.curves.read_bytes())
         report.write(
             report.Report(
                 title=f"{self._config.task}: {workdir.name}",
                 metrics=results,
-                summary=self._summary(rows),
+                summary=self._summary(step, rows),
                 pictures=[drawn, *shown.values()],
                 settings=differences(_settings(self._config), _settings(Config())),
                 environment=self._environment(),
@@ -148,20 +150,20 @@ class Outcome:
             )
         return shown
 
-    def _summary(self, rows: list[metrics.Row]) -> dict[str, str]:
+    def _summary(self, step: int, rows: list[metrics.Row]) -> dict[str, str]:
         parts = self._parts
         schedule = parts.inputs["train"].schedule
-        value, step, _ = parts.best.numpy()
+        value, best, _ = parts.best.numpy()
         rates = [row["examples_per_second"] for row in rows if row.get("examples_per_second")]
         summary = {
-            "steps": f"{parts.total_steps:,}, {schedule.steps_per_epoch:,} per epoch",
+            "steps": f"{step:,} of {parts.total_steps:,}, {schedule.steps_per_epoch:,} per epoch",
             "time": f"{self._seconds:.1f} s since this start",
         }
         if rates:
             summary["speed"] = f"{statistics.median(rates):,.0f} examples/s while training (median)"
         if not np.isnan(value):
             summary["best checkpoint"] = (
-                f"{self._workdir.checkpoints}/best-{int(step):08d}"
+                f"{self._workdir.checkpoints}/best-{int(best):08d}"
                 f" (validation {self._config.best_metric} {value:.4f})"
             )
         return summary | {"model": f"{self._workdir.model.name}, {self._workdir.saved_model.name}/"}

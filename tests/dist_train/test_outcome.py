@@ -238,7 +238,7 @@ def test_a_resumed_run_reports_all_of_it(workdir):
     train(workdir)
     train(workdir, epochs=2)
     page = (Path(workdir) / "report.html").read_text()
-    assert "<td>8, 4 per epoch</td>" in page
+    assert "<td>8 of 8, 4 per epoch</td>" in page
     assert len(metrics.read_rows(Path(workdir) / "metrics.jsonl")) == 7
 
 
