@@ -98,6 +98,36 @@ def _line(row: Row) -> str:
     return json.dumps(finite) + "\n"
 
 
+class _Forgiving:
+    """A writer of records that goes silent, after a warning, when it cannot write any more."""
+
+    def __init__(self, writer: Any, folder: Path):
+        self._writer = writer
+        self._folder = folder
+        self._has_failed = False
+
+    def write(self, data: bytes) -> None:
+        self._attempt(lambda: self._writer.write(data))
+
+    def flush(self) -> None:
+        self._attempt(self._writer.flush)
+
+    def close(self) -> None:
+        self._attempt(self._writer.close)
+
+    def _attempt(self, act: Callable[[], object]) -> None:
+        import tensorflow as tf
+
+        if self._has_failed:
+            return
+        try:
+            act()
+        except (OSError, tf.errors.OpError) as error:
+            self._has_failed = True
+            first = str(getattr(error, "message", error)).splitlines()[0]
+            logging.warning("%s cannot be written any more: %s", self._folder, first)
+
+
 class TensorBoard:
     """The numbers of each row as scalars named '<kind>/<metric>'.
 
@@ -112,6 +142,9 @@ class TensorBoard:
 
         self._event, self._summary = Event, Summary
         self._writer = EventFileWriter(str(folder))
+        # Its thread would die of a full disk with a traceback; the numbers are in metrics.jsonl too.
+        queue = self._writer._async_writer
+        queue._writer = queue._worker._record_writer = _Forgiving(queue._writer, folder)
 
     def write(self, row: Row) -> None:
         values = [
