@@ -142,7 +142,7 @@ class TensorBoard:
 
         self._event, self._summary = Event, Summary
         self._writer = EventFileWriter(str(folder))
-        # Its thread would die of a full disk with a traceback; the numbers are in metrics.jsonl too.
+        # Its thread would die of a full disk with a traceback; metrics.jsonl has the numbers too.
         queue = self._writer._async_writer
         queue._writer = queue._worker._record_writer = _Forgiving(queue._writer, folder)
 
