@@ -14,6 +14,8 @@ from launch.stop import StopRequests
 _TICK_S = 0.5
 # Between questions to the controller, which serves others too.
 _ASK_S = 2.0
+# A job that requeues itself is FAILED for a moment, until its nodes are free of it.
+_SURE_S = 10.0
 # A controller that is away for longer is not waited for.
 _SILENCE_S = 600.0
 # Slurm kills what does not end on scancel after KillWait, 30 s by default.
@@ -95,6 +97,7 @@ class Follower:
 
     def _follow(self, job: str) -> int:
         ask_at = 0.0
+        ended_at: float | None = None
         while True:
             if select.select([self._requests], [], [], _TICK_S)[0] and self._requests.take():
                 if self._cancelled_at is not None:
@@ -110,8 +113,13 @@ class Follower:
                 continue
             ask_at = now + _ASK_S
             state = self._ask(job, now)
-            if state is not None and state.has_ended:
-                return self._end(state)
+            if state is not None and not state.has_ended:
+                ended_at = None
+            elif state is not None:
+                ended_at = ended_at or now
+                is_final = state.name == "COMPLETED" or self._cancelled_at is not None
+                if is_final or now - ended_at >= _SURE_S:
+                    return self._end(state)
             if self._cancelled_at is not None and now - self._cancelled_at > _CANCEL_S:
                 self._output.say(
                     f"job {job} has not ended {_CANCEL_S:g} s after scancel: squeue --jobs={job}"
