@@ -230,7 +230,7 @@ class Input:
         # Without an end: the end of a distributed dataset costs a collective at every element.
         numbers = tf.data.Dataset.counter(first * local)
         dataset = numbers.map(chunk, num_parallel_calls=local, deterministic=True)
-        return dataset.prefetch(2 * local)
+        return _settled(dataset.prefetch(2 * local))
 
     def _sequential(
         self,
@@ -283,7 +283,7 @@ class Input:
 
         read = tf.data.Dataset.from_generator(blocks, output_signature=spec)
         numbered = tf.data.Dataset.zip(tf.data.Dataset.counter(first), read)
-        return numbered.map(cut).unbatch().prefetch(2 * local)
+        return _settled(numbered.map(cut).unbatch().prefetch(2 * local))
 
     def _read(self, ids: tf.Tensor) -> Any:
         """(x, y) with arrays [S * b, …] of the examples `ids`; padding repeats example 0."""
@@ -305,6 +305,17 @@ class Input:
         x, y = self._source[np.zeros(1, np.int64)]
         example_bytes = sum(np.asarray(array).nbytes for array in tf.nest.flatten((x, y)))
         return max(1, _STREAM_CHUNK_BYTES // max(1, example_bytes * batch_size))
+
+
+def _settled(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The dataset without autotuning: its parallelism is given.
+
+    The thread that tunes sleeps for up to a minute, and sometimes misses that its iterator is to be
+    deleted, which waits for it: one end of a run in three took 10 to 30 s longer.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def choose(mode: str, sources: list[Source], replicas: int) -> tuple[bool, str]:
