@@ -101,8 +101,10 @@ def run() -> None:
     status = main(argv)
     sys.stdout.flush()
     sys.stderr.flush()
-    if flags.FLAGS.strategy in ("multi_worker", "multi-worker"):
-        # With its peers gone TensorFlow's orderly shutdown waits for them, or aborts.
+    if flags.FLAGS.strategy in ("multi_worker", "multi-worker") or status == Stopped.exit_status:
+        # With its peers gone TensorFlow's orderly shutdown waits for them, or aborts. And Python's
+        # gives signals back their fatal default, while the same request may still come again, from
+        # the launcher after the scheduler.
         os._exit(status)
     sys.exit(status)
 
