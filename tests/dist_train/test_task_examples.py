@@ -13,7 +13,7 @@ import dist_train
 from dist_train.task import load
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NAMES = ("pictures", "regression", "text")
+NAMES = ("migration_fit", "migration_loop", "pictures", "regression", "text")
 
 
 @pytest.mark.parametrize("name", NAMES)
