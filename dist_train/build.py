@@ -52,6 +52,7 @@ class Parts:
                     "the model has no input shape yet; start it with keras.Input or build it"
                 )
             self.optimizer = task.optimizer() if task.optimizer else self._optimizer()
+            optimizers.check_scaling(self.optimizer)
             self.optimizer.build(self.model.trainable_variables)
             self._loss_scale = LossScale() if config.dtype == "mixed_float16" else None
         sizes = {
@@ -140,8 +141,12 @@ class Parts:
     def _check_used(self, task: Task) -> None:
         """Refuses settings that this task would leave without an effect."""
         config = self._config
-        for name in ("optimizer_args", "scale_lr"):
-            if task.optimizer is not None and getattr(config, name):
+        # Not learning_rate: a task that takes the config may use it in an optimizer of its own.
+        for name in (
+            "optimizer_args", "scale_lr", "lr_schedule", "warmup_steps", "weight_decay",
+            "clip_norm", "ema",
+        ):  # fmt: skip
+            if task.optimizer is not None and getattr(config, name) != getattr(Config, name):
                 raise UsageError(
                     f"{name}={getattr(config, name)}, and the task makes its optimizer itself; set"
                     " it there, or leave Task.optimizer out"

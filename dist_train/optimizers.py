@@ -136,6 +136,20 @@ def _checked(name: str, chosen: type, further: Mapping[str, Any]) -> dict[str, A
     return checked
 
 
+def check_scaling(optimizer: keras.optimizers.Optimizer) -> None:
+    """Refuses an optimizer that takes the gradients for scaled: the step has undone that.
+
+    Raises:
+      UsageError: it is such a one.
+    """
+    wraps = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if wraps or optimizer.loss_scale_factor is not None:
+        raise UsageError(
+            "Task.optimizer scales the loss by itself; leave out LossScaleOptimizer and"
+            " loss_scale_factor: --dtype=mixed_float16 scales it"
+        )
+
+
 @contextlib.contextmanager
 def averaged_weights(
     strategy: tf.distribute.Strategy, model: keras.Model, optimizer: keras.optimizers.Optimizer

@@ -67,6 +67,30 @@ class Task:
         reserved = {"loss", "batch_loss", "step", "epoch", "examples", "time", "kind"}
         if taken := reserved & set(self.metrics):
             raise UsageError(f"metrics may not be named {', '.join(sorted(taken))}")
+        self._check_functions()
+
+    def _check_functions(self) -> None:
+        """What `model.compile` takes is made already, or is a name, or keeps a state of its own."""
+        for name in ("model", "optimizer"):
+            given = getattr(self, name)
+            # A model can be called too, but not for a model.
+            made = hasattr(given, "variables") and not isinstance(given, type)
+            if given is not None and (made or not callable(given)):
+                raise UsageError(
+                    f"Task.{name} is a {type(given).__name__}; give a function that makes it, to be"
+                    " called in the strategy's scope"
+                )
+        if not isinstance(self.metrics, Mapping):
+            raise UsageError(
+                f"Task.metrics is a {type(self.metrics).__name__}; use"
+                " {name: fn(y, outputs) -> [batch]}"
+            )
+        for name, given in self.metrics.items():
+            if not callable(given) or hasattr(given, "update_state"):
+                raise UsageError(
+                    f"Task.metrics: {name} is a {type(given).__name__}; use a function (y, outputs)"
+                    " -> [batch], such as keras.metrics.sparse_categorical_accuracy"
+                )
 
 
 def load(spec: str, config: "Config") -> Task:

@@ -171,6 +171,17 @@ def test_a_gain_within_rounding_does_not_keep_a_run_going(tmp_path):
             "the task makes its optimizer itself",
         ),
         ({"optimizer": keras.optimizers.SGD}, {"scale_lr": 8}, "scale_lr=8, and the task makes"),
+        ({"optimizer": keras.optimizers.SGD}, {"clip_norm": 1.0}, "clip_norm=1.0, and the task"),
+        (
+            {"optimizer": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())},
+            {},
+            "scales the loss by itself",
+        ),
+        (
+            {"optimizer": lambda: keras.optimizers.SGD(loss_scale_factor=8.0)},
+            {},
+            "scales the loss by itself",
+        ),
         (
             {"loss": lambda y, outputs: outputs[:, 0]},
             {"label_smoothing": 0.1},

@@ -1,5 +1,6 @@
 import sys
 
+import keras
 import numpy as np
 import pytest
 
@@ -25,10 +26,10 @@ def function():
     return plain
 
 def with_config(config):
-    return made(metrics={f"seed_{config.seed}": None})
+    return made(metrics={f"seed_{config.seed}": max})
 
 def with_default(config=None):
-    return made(metrics={f"seed_{config.seed}": None})
+    return made(metrics={f"seed_{config.seed}": max})
 
 def no_task():
     return 3
@@ -166,7 +167,7 @@ def test_resolve_takes_what_load_finds():
     task = _task()
     assert resolve(task, _CONFIG) is task
     assert resolve(lambda: task, _CONFIG) is task
-    assert list(resolve(lambda c: _task(metrics={c.model: None}), _CONFIG).metrics) == ["mlp"]
+    assert list(resolve(lambda c: _task(metrics={c.model: max}), _CONFIG).metrics) == ["mlp"]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +180,12 @@ def test_resolve_takes_what_load_finds():
         ({"validation": {"x": 1}}, "Task.validation is a dict"),
         ({"test": iter([1])}, "Task.test is a list_iterator"),
         ({"metrics": {"loss": None, "step": None}}, "metrics may not be named loss, step"),
+        ({"model": keras.Sequential()}, "Task.model is a Sequential; give a function that makes"),
+        ({"optimizer": keras.optimizers.SGD()}, "Task.optimizer is a SGD; give a function"),
+        ({"optimizer": "sgd"}, "Task.optimizer is a str; give a function"),
+        ({"metrics": ["accuracy"]}, "Task.metrics is a list; use {name: fn"),
+        ({"metrics": {"a": "accuracy"}}, "Task.metrics: a is a str; use a function"),
+        ({"metrics": {"a": keras.metrics.AUC()}}, "Task.metrics: a is a AUC; use a function"),
     ],
 )
 def test_a_task_that_cannot_train_is_an_error(changed, message):
