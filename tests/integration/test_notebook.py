@@ -4,8 +4,7 @@ import pytest
 
 pytest.importorskip("ipykernel", reason="a notebook needs ipykernel")
 nbclient = pytest.importorskip("nbclient", reason="a notebook needs nbclient")
-
-import nbformat
+nbformat = pytest.importorskip("nbformat")
 
 DEFINITIONS = """
 import absl.logging, dist_train, keras
