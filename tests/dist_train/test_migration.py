@@ -41,6 +41,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_task_after_gives_the_numbers_of_the_script_before(tmp_path, name):
     script = runpy.run_path(str(EXAMPLES / f"{name}.py"))
