@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from dist_train.errors import UsageError
+from dist_train.errors import UsageError, one_line
 
 # Arguments of every optimizer that have a setting of their own, or that would do again what the
 # step does.
@@ -57,6 +57,18 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
+def by_name() -> dict[str, type[keras.optimizers.Optimizer]]:
+    """{name in small letters: class} of Keras's optimizers, without those that wrap others."""
+    no_names = ("Optimizer", "TFOptimizer", "LossScaleOptimizer", "MultiOptimizer")
+    return {
+        key.lower(): value
+        for key, value in vars(keras.optimizers).items()
+        if isinstance(value, type)
+        and issubclass(value, keras.optimizers.Optimizer)
+        and key not in no_names
+    }
+
+
 def make(
     name: str,
     *,
@@ -78,13 +90,7 @@ def make(
       UsageError: Keras has none of that name, or it takes no such argument; those that there are
         are listed.
     """
-    classes = {
-        key.lower(): value
-        for key, value in vars(keras.optimizers).items()
-        if isinstance(value, type)
-        and issubclass(value, keras.optimizers.Optimizer)
-        and key not in ("Optimizer", "TFOptimizer", "LossScaleOptimizer")
-    }
+    classes = by_name()
     if name.lower() not in classes:
         raise UsageError(f"optimizer={name!r} is not one of {', '.join(sorted(classes))}")
     rate: float | WarmupSchedule = learning_rate
@@ -102,8 +108,7 @@ def make(
     try:
         return chosen(**options)
     except (TypeError, ValueError) as error:
-        text = " ".join(str(error).split())[:300]
-        raise UsageError(f"optimizer={name}: {text}") from error
+        raise UsageError(f"optimizer={name}: {one_line(error)}") from error
 
 
 def _checked(name: str, chosen: type, further: Mapping[str, Any]) -> dict[str, Any]:
