@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from dist_train import options, workdir
-from dist_train.errors import DistTrainError, Stopped, UsageError
+from dist_train.errors import DistTrainError, Stopped, UsageError, one_line
 from dist_train.storage import is_remote
 
 
@@ -34,8 +34,8 @@ def main(argv: list[str]) -> int:
         return _report(error, "out of memory; use --input=stream or a smaller --batch_size", 1)
     except Exception as error:
         # The user's own code failed, or ours did; the traceback is one flag away.
-        text = " ".join(str(error).split())[:400]
-        return _report(error, f"{type(error).__name__}: {text} (--v=1 shows the traceback)", 1)
+        text = f"{type(error).__name__}: {one_line(error)} (--v=1 shows the traceback)"
+        return _report(error, text, 1)
     return 0
 
 

@@ -9,10 +9,10 @@ import tensorflow as tf
 
 from dist_train import layers, optimizers
 from dist_train.config import Config
-from dist_train.errors import UsageError
-from dist_train.examples import Source
+from dist_train.errors import UsageError, one_line
+from dist_train.examples import Arrays, Source
 from dist_train.input import Input, choose
-from dist_train.program import Program, example_loss, smoothed
+from dist_train.program import Program, check_labels, example_loss, smoothed
 from dist_train.step import LossScale, TrainLoop, make_evaluation
 from dist_train.task import Task
 
@@ -46,15 +46,16 @@ class Parts:
 
         keras.utils.set_random_seed(config.seed)
         with strategy.scope():
-            self.model = task.model()
-            if not self.model.built:
-                raise UsageError(
-                    "the model has no input shape yet; start it with keras.Input or build it"
-                )
-            self.optimizer = task.optimizer() if task.optimizer else self._optimizer()
+            self.model = self._model(task)
+            self.optimizer = self._own_optimizer(task) if task.optimizer else self._optimizer()
             optimizers.check_scaling(self.optimizer)
             self.optimizer.build(self.model.trainable_variables)
             self._loss_scale = LossScale() if config.dtype == "mixed_float16" else None
+        if task.preprocess is None:  # otherwise the loss sees other labels
+            for kind in self.inputs:
+                source = getattr(task, kind)
+                if isinstance(source, Arrays) and source.in_memory:
+                    check_labels(task.loss, source.y, self.model, kind)
         sizes = {
             "batch_size": config.batch_size,
             "examples": schedule.examples,
@@ -79,6 +80,7 @@ class Parts:
             parts=config.gradient_accumulation,
             padded=layers.padding(**sizes),
         )
+        self._check_held_out(task)
         self.train_loop = TrainLoop(
             strategy,
             self.program,
@@ -120,6 +122,36 @@ class Parts:
             for kind, source in sources.items()
         }
 
+    def _model(self, task: Task) -> keras.Model:
+        """The task's, made in the scope; what could not be trained is refused."""
+        model = task.model()
+        if not isinstance(model, keras.Model):
+            raise UsageError(
+                f"Task.model gave a {type(model).__name__}; it must give a keras.Model"
+            )
+        if not model.built:
+            raise UsageError(
+                "the model has no input shape yet; start it with keras.Input or build it"
+            )
+        if self.total_steps and not model.trainable_variables:
+            raise UsageError(f"model {model.name} has no weights to train; unfreeze a layer")
+        created_here = self._strategy.extended.variable_created_in_scope
+        if not all(created_here(variable.value) for variable in model.variables):
+            raise UsageError(
+                f"model {model.name} was made before Task.model was called, outside the strategy's"
+                " scope; make it in that function"
+            )
+        return model
+
+    def _own_optimizer(self, task: Task) -> keras.optimizers.Optimizer:
+        assert task.optimizer is not None
+        optimizer = task.optimizer()
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
+            raise UsageError(
+                f"Task.optimizer gave a {type(optimizer).__name__}; it must give a keras.Optimizer"
+            )
+        return optimizer
+
     def _optimizer(self) -> keras.optimizers.Optimizer:
         config = self._config
         return optimizers.make(
@@ -156,6 +188,22 @@ class Parts:
                 f"early_stopping={config.early_stopping} needs validation examples, and the task"
                 " has none"
             )
+
+    def _check_held_out(self, task: Task) -> None:
+        """Tries one example of what has other shapes than `train`: its turn comes hours later."""
+        zero, like = np.zeros(1, np.int32), _shapes(task.train)
+        for kind in self.inputs:
+            source = getattr(task, kind)
+            if _shapes(source) == like:
+                continue
+            x, y = tf.nest.map_structure(tf.constant, tuple(source[zero.astype(np.int64)]))
+            try:
+                self.program.sums((x, y), tf.constant(zero), tf.constant(zero), None)
+            except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
+                raise UsageError(
+                    f"Task.{kind} has examples {_shapes(source)} where train has {like}:"
+                    f" {one_line(error)}"
+                ) from error
 
     @property
     def variables(self) -> list:
@@ -212,6 +260,12 @@ def _on_gpu() -> bool:
     return bool(tf.config.get_visible_devices("GPU"))
 
 
+def _shapes(source: Source) -> Any:
+    """Those of (x, y) of an example, in their structure."""
+    found = tuple(source[np.zeros(1, np.int64)])
+    return tf.nest.map_structure(lambda array: list(np.shape(array)[1:]), found)
+
+
 def _has_strings(source: Source) -> bool:
     example = tf.nest.flatten(source[np.zeros(1, np.int64)])
     return any(np.asarray(array).dtype.kind in "SUO" for array in example)
@@ -229,5 +283,4 @@ def load_weights(model: keras.Model, path: str) -> None:
         else:
             model.load_weights(path)
     except (OSError, ValueError, KeyError) as error:
-        text = " ".join(str(error).split())[:300]
-        raise UsageError(f"initial_weights={path} cannot be used: {text}") from error
+        raise UsageError(f"initial_weights={path} cannot be used: {one_line(error)}") from error

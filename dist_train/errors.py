@@ -3,6 +3,10 @@
 Messages are one or two lines: the value, the constraint, the remedy.
 """
 
+import re
+
+_SHOWN = 400  # characters
+
 
 class DistTrainError(Exception):
     """The root of what this package raises on purpose."""
@@ -30,3 +34,9 @@ class Stopped(DistTrainError):
     """The run was asked to stop and has saved its state; starting it again goes on from there."""
 
     exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+def one_line(error: BaseException) -> str:
+    """What a library's exception says, on one line, cut short and without a terminal's colours."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return " ".join(plain.split())[:_SHOWN]

@@ -87,6 +87,10 @@ class Dataset:
     """
 
     def __init__(self, make: Callable[..., Any], *, examples: int):
+        if not callable(make):
+            raise UsageError(
+                f"a Dataset of a {type(make).__name__}; give the function that makes it: lambda: …"
+            )
         if examples < 1:
             raise UsageError(f"examples={examples} of a Dataset; use 1 or more")
         self._make = make
@@ -147,7 +151,8 @@ class Dataset:
             word = "more" if count > self._examples else f"only {count}"
             raise RunError(
                 f"a Dataset of examples={self._examples} gave {word} in epoch {epoch}; give the"
-                " number that each epoch has, or use take or repeat in its function"
+                " number that each epoch has (single ones, not batches), or use take or repeat in"
+                " its function"
             )
         if held is not None:
             yield held
@@ -187,6 +192,8 @@ def _as_array(value: Any) -> np.ndarray:
         ) from error
     if array.dtype.hasobject:
         raise UsageError("an array holds Python objects; give it a number or string dtype")
+    if array.dtype.kind in "mMV":
+        raise UsageError(f"an array is of {array.dtype}; give it a number or string dtype")
     if array.ndim == 0:
         raise UsageError("an array has no axis of examples; give it the shape [examples, ...]")
     if array.size == 0:

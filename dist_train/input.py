@@ -168,14 +168,14 @@ class Input:
           once: whether nobody will ask for those of another epoch.
 
         Raises:
-          Exception: whatever a Dataset's function raises, or it has another number of examples.
+          Exception: whatever the source raises, or what it gives is not what it has announced.
         """
         failures: list[Exception] = []
 
         def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
             if isinstance(self._source, Dataset):
                 return self._sequential(self._source, context, first, once, failures)
-            return self._dataset(context, first)
+            return self._dataset(context, first, failures)
 
         chunks = iter(self._strategy.distribute_datasets_from_function(dataset))
         while True:
@@ -216,7 +216,9 @@ class Input:
             lambda context: copies[context.replica_id_in_sync_group % len(copies)]
         )
 
-    def _dataset(self, context: tf.distribute.InputContext, first: int) -> tf.data.Dataset:
+    def _dataset(
+        self, context: tf.distribute.InputContext, first: int, failures: list[Exception]
+    ) -> tf.data.Dataset:
         """The chunks of the replicas of this worker in turn: chunk 0 of each, chunk 1 of each, …"""
         replicas = context.num_replicas_in_sync
         local = replicas // context.num_input_pipelines
@@ -225,7 +227,7 @@ class Input:
         @tf.autograph.experimental.do_not_convert  # nothing in it needs to be, and it takes time
         def chunk(number: tf.Tensor) -> tuple:
             ids, epoch = self.schedule.share(number // local, begin + number % local, replicas)
-            return Chunk(ids, epoch, () if self.resident else self._read(ids))
+            return Chunk(ids, epoch, () if self.resident else self._read(ids, failures))
 
         # Without an end: the end of a distributed dataset costs a collective at every element.
         numbers = tf.data.Dataset.counter(first * local)
@@ -285,15 +287,17 @@ class Input:
         numbered = tf.data.Dataset.zip(tf.data.Dataset.counter(first), read)
         return _settled(numbered.map(cut).unbatch().prefetch(2 * local))
 
-    def _read(self, ids: tf.Tensor) -> Any:
+    def _read(self, ids: tf.Tensor, failures: list[Exception]) -> Any:
         """(x, y) with arrays [S * b, …] of the examples `ids`; padding repeats example 0."""
-        x, y = self._source[np.zeros(1, np.int64)]
-        template = tf.nest.map_structure(np.asarray, (x, y))
+        template = _fetch(self._source, np.zeros(1, np.int64))
         flat = tf.nest.flatten(template)
 
         def gather(rows: np.ndarray) -> list[np.ndarray]:
-            found = self._source[np.maximum(rows, 0).astype(np.int64)]
-            return [np.asarray(array) for array in tf.nest.flatten(found)]
+            try:
+                return tf.nest.flatten(_fetch(self._source, np.maximum(rows, 0)))
+            except Exception as error:
+                failures.append(error)
+                raise
 
         rows = tf.reshape(ids, [-1])
         arrays = tf.numpy_function(gather, [rows], [array.dtype for array in flat])
@@ -302,9 +306,32 @@ class Input:
         return tf.nest.pack_sequence_as(template, arrays)
 
     def _stream_steps(self, batch_size: int) -> int:
-        x, y = self._source[np.zeros(1, np.int64)]
-        example_bytes = sum(np.asarray(array).nbytes for array in tf.nest.flatten((x, y)))
+        example = _fetch(self._source, np.zeros(1, np.int64))
+        example_bytes = sum(array.nbytes for array in tf.nest.flatten(example))
         return max(1, _STREAM_CHUNK_BYTES // max(1, example_bytes * batch_size))
+
+
+def _fetch(source: Source, indices: np.ndarray) -> tuple[Any, Any]:
+    """(x, y) of the examples at `indices`, arrays of that length.
+
+    Raises:
+      UsageError: the source gives something else.
+    """
+    name, count = f"{type(source).__name__}.__getitem__", len(indices)
+    try:
+        found = source[indices.astype(np.int64)]
+    except (TypeError, IndexError) as error:
+        raise UsageError(f"{name} failed for an array of {count} indices: {error}") from error
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise UsageError(f"{name} gave a {type(found).__name__}; it must give (x, y)")
+    found = tf.nest.map_structure(np.asarray, tuple(found))
+    for array in tf.nest.flatten(found):
+        if array.shape[:1] != (count,):
+            raise UsageError(
+                f"{name} gave an array of shape {list(array.shape)} for {count} indices; the first"
+                " axis of each must have that length"
+            )
+    return found
 
 
 def _settled(dataset: tf.data.Dataset) -> tf.data.Dataset:

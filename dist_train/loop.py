@@ -285,9 +285,14 @@ class _Loop:
             return
         chief = logging.WARNING if self._workers.is_chief else logging.DEBUG
         if self._config.on_nan == "stop":
+            # No update has been made before the first one.
+            remedy = (
+                "Look at the examples, labels, loss function and initial weights"
+                if step == 1
+                else "Try a smaller --learning_rate, --clip_norm, or --on_nan=skip"
+            )
             raise RunError(
-                f"the loss of step {step} is {loss}; the last checkpoint is kept. Try a smaller"
-                " --learning_rate, --clip_norm, or --on_nan=skip"
+                f"the loss of step {step} is {loss}; the last checkpoint is kept. {remedy}"
             )
         if self._config.on_nan == "skip":
             self._skipped += 1

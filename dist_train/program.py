@@ -1,10 +1,11 @@
 """Program: what a step computes of some examples: loss, metrics, the objective to derive."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from dist_train.errors import UsageError
@@ -59,8 +60,10 @@ class Program:
         training = epoch is not None
         x, y = tf.nest.map_structure(lambda array: tf.gather(array, rows), examples)
         weights = tf.cast(ids >= 0, tf.float32)
+        # As model.fit does: float64 is NumPy's habit more often than anybody's intention.
+        x, y = tf.nest.map_structure(_narrowed, (x, y))
         if self.preprocess is not None:
-            x, y = self.preprocess(x, y, self._seeds(ids, epoch) if training else None)
+            x, y = self._preprocessed(x, y, ids, epoch)
         outputs = tf.nest.map_structure(as_float32, self.model(x, training=training))
         loss_of = self.training_loss if training and self.training_loss else self.loss
         loss = tf.reduce_sum(_per_example("loss", loss_of(y, outputs), ids) * weights)
@@ -74,6 +77,22 @@ class Program:
             self._check_added_losses()
             objective += count * tf.cast(tf.add_n(self.model.losses), tf.float32)
         return objective, tf.stack([loss, count, *metrics])
+
+    def _preprocessed(
+        self, x: Any, y: Any, ids: tf.Tensor, epoch: tf.Tensor | None
+    ) -> tuple[Any, Any]:
+        assert self.preprocess is not None
+        found = self.preprocess(x, y, None if epoch is None else self._seeds(ids, epoch))
+        if not isinstance(found, tuple | list) or len(found) != 2:
+            raise UsageError(f"preprocess returned a {type(found).__name__}; it must return (x, y)")
+        for array in tf.nest.flatten(found):
+            shape = tf.convert_to_tensor(array).shape
+            if shape.rank == 0 or (shape.rank and shape[0] not in (None, ids.shape[0])):
+                raise UsageError(
+                    f"preprocess returned an array of shape {shape}; it must keep all"
+                    f" {ids.shape[0]} examples along the first axis"
+                )
+        return found[0], found[1]
 
     def _check_added_losses(self) -> None:
         """A layer sees padding as it sees examples, so what it adds may be a mean over both."""
@@ -99,8 +118,7 @@ def example_loss(loss: Any) -> Callable[[Any, Any], tf.Tensor]:
     Of a keras.losses.Loss only `call` is used: its reduction would divide by the padded batch, and
     in a strategy's scope by the number of replicas too.
     """
-    if isinstance(loss, str):
-        loss = keras.losses.get(loss)
+    loss = _by_name(loss)
     if not isinstance(loss, keras.losses.Loss):
         return loss
 
@@ -112,6 +130,38 @@ def example_loss(loss: Any) -> Callable[[Any, Any], tf.Tensor]:
     return per_example
 
 
+def check_labels(loss: Any, y: Any, model: keras.Model, kind: str) -> None:
+    """Refuses classes that the model has no output for.
+
+    TensorFlow fails at such a label on a CPU; XLA, and a GPU, make the loss NaN.
+
+    Args:
+      loss: of the task; only of a sparse crossentropy the labels are numbers of classes.
+      y: the targets, as the loss sees them.
+      kind: of the examples, for the error.
+
+    Raises:
+      UsageError: a label is out of range.
+    """
+    loss = _by_name(loss)
+    sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+    outputs: Sequence[Any] = getattr(model, "outputs", None) or ()
+    if not (sparse or loss is keras.losses.sparse_categorical_crossentropy) or len(outputs) != 1:
+        return
+    if not isinstance(y, np.ndarray) or y.dtype.kind not in "iu":
+        return
+    ignored, axis = (loss.ignore_class, loss.get_config().get("axis", -1)) if sparse else (None, -1)
+    classes = outputs[0].shape[axis]
+    labels = y if ignored is None else y[y != ignored]
+    if classes is None or not labels.size or (labels.min() >= 0 and labels.max() < classes):
+        return
+    worst = labels.min() if labels.min() < 0 else labels.max()
+    raise UsageError(
+        f"a {kind} label is {worst}, and the model has {classes} outputs; labels must be 0 to"
+        f" {classes - 1}"
+    )
+
+
 def smoothed(loss: Any, share: float) -> keras.losses.CategoricalCrossentropy:
     """The loss with labels smoothed (Szegedy et al., 2016, section 7).
 
@@ -120,8 +170,7 @@ def smoothed(loss: Any, share: float) -> keras.losses.CategoricalCrossentropy:
     Raises:
       UsageError: the loss is no (Sparse)CategoricalCrossentropy object, or smooths by itself.
     """
-    if isinstance(loss, str):
-        loss = keras.losses.get(loss)
+    loss = _by_name(loss)
     sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
     if not sparse and not isinstance(loss, keras.losses.CategoricalCrossentropy):
         raise UsageError(
@@ -152,6 +201,22 @@ class _SmoothedSparse(keras.losses.CategoricalCrossentropy):
             labels = tf.squeeze(labels, -1)
         classes = tf.one_hot(labels, y_pred.shape[-1], dtype=y_pred.dtype)
         return super().call(classes, y_pred)
+
+
+def _by_name(loss: Any) -> Any:
+    if not isinstance(loss, str):
+        return loss
+    try:
+        return keras.losses.get(loss)
+    except ValueError as error:
+        raise UsageError(
+            f"loss={loss!r} is none of Keras; use a name such as 'mse', an object of keras.losses,"
+            " or fn(y, outputs) -> [batch]"
+        ) from error
+
+
+def _narrowed(array: tf.Tensor) -> tf.Tensor:
+    return tf.cast(array, tf.float32) if array.dtype == tf.float64 else array
 
 
 def as_float32(output: tf.Tensor) -> tf.Tensor:

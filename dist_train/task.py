@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from dist_train.config import Config
 
 _BUILT_IN = {"mnist": "dist_train.mnist:task"}
+# What else a row of metrics.jsonl has, and the count that divides the sums.
+_RESERVED = {
+    "loss", "batch_loss", "step", "epoch", "examples", "examples_per_second", "time", "kind",
+    "weight",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,9 +69,6 @@ class Task:
                 )
             if len(source) == 0:
                 raise UsageError(f"Task.{name} has no examples")
-        reserved = {"loss", "batch_loss", "step", "epoch", "examples", "time", "kind"}
-        if taken := reserved & set(self.metrics):
-            raise UsageError(f"metrics may not be named {', '.join(sorted(taken))}")
         self._check_functions()
 
     def _check_functions(self) -> None:
@@ -75,11 +77,16 @@ class Task:
             given = getattr(self, name)
             # A model can be called too, but not for a model.
             made = hasattr(given, "variables") and not isinstance(given, type)
-            if given is not None and (made or not callable(given)):
+            if (given is not None or name == "model") and (made or not callable(given)):
                 raise UsageError(
                     f"Task.{name} is a {type(given).__name__}; give a function that makes it, to be"
                     " called in the strategy's scope"
                 )
+        if isinstance(self.loss, type) or not (callable(self.loss) or isinstance(self.loss, str)):
+            raise UsageError(
+                f"Task.loss is {self.loss!r}; use an object, such as"
+                " keras.losses.MeanSquaredError(), its name, or fn(y, outputs) -> [batch]"
+            )
         if not isinstance(self.metrics, Mapping):
             raise UsageError(
                 f"Task.metrics is a {type(self.metrics).__name__}; use"
@@ -91,6 +98,8 @@ class Task:
                     f"Task.metrics: {name} is a {type(given).__name__}; use a function (y, outputs)"
                     " -> [batch], such as keras.metrics.sparse_categorical_accuracy"
                 )
+        if taken := _RESERVED & set(self.metrics):
+            raise UsageError(f"metrics may not be named {', '.join(sorted(taken))}")
 
 
 def load(spec: str, config: "Config") -> Task:
@@ -104,12 +113,7 @@ def load(spec: str, config: "Config") -> Task:
     Raises:
       UsageError: no such module, file or name, or it gives no Task.
     """
-    module_name, separator, name = _BUILT_IN.get(spec, spec).rpartition(":")
-    if not separator or not module_name or not name:
-        raise UsageError(
-            f"task={spec!r} is neither {', '.join(_BUILT_IN)} nor of the form"
-            " 'package.module:name' or 'path/file.py:name'"
-        )
+    module_name, name = _parts(spec)
     module = _import(module_name)
     try:
         found = getattr(module, name)
@@ -118,9 +122,37 @@ def load(spec: str, config: "Config") -> Task:
     return resolve(found, config)
 
 
+def check(config: "Config") -> None:
+    """Finds what can be wrong with config.task before TensorFlow starts, without an import.
+
+    Raises:
+      UsageError: it is not of the form that `load` takes, or a file or folder is missing.
+    """
+    _parts(config.task)
+    path = source_file(config.task)
+    if path is not None and not path.is_file():
+        raise UsageError(f"task file {path} does not exist")
+    folder = config.data_dir if config.task in _BUILT_IN else None
+    if folder is not None and not Path(folder).exists():
+        raise UsageError(f"data_dir={folder} does not exist")
+
+
+def _parts(spec: str) -> tuple[str, str]:
+    """(module or file, name) of a spec."""
+    module_name, separator, name = _BUILT_IN.get(spec, spec).rpartition(":")
+    if not separator or not module_name or not name:
+        raise UsageError(
+            f"task={spec!r} is neither {', '.join(_BUILT_IN)} nor of the form"
+            " 'package.module:name' or 'path/file.py:name'"
+        )
+    return module_name, name
+
+
 def resolve(found: Any, config: "Config") -> Task:
     """The Task itself, from a Task or a function that returns one (and may take the Config)."""
-    if not isinstance(found, Task) and callable(found):
+    # A class or a model can be called, but not for a task.
+    made = isinstance(found, Task | type) or hasattr(found, "variables")
+    if not made and callable(found):
         try:
             found = found(config) if _takes_config(found) else found()
         except DistTrainError:

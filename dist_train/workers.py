@@ -59,7 +59,7 @@ class Workers:
           what: what the body does, for messages.
 
         Raises:
-          RunError: a worker was lost, or the memory does not suffice.
+          RunError: a worker was lost, the memory does not suffice, or an operation failed.
         """
         message = f"{what}: more than {{seconds}}; raise --stall_timeout_s if that is right"
         with watchdog.bound(self._stall_timeout_s, message, explain=lambda: self._who_waits(what)):
@@ -72,7 +72,7 @@ class Workers:
                 ) from error
             except tf.errors.OpError as error:
                 if self.count == 1:
-                    raise
+                    raise RunError(f"{what}: {essence(error)}") from error
                 text = " ".join(str(error.message).split())
                 why = re.sub(r".*aborted by: |The error could be.*|Additional GRPC.*", "", text)
                 raise WorkerLost(
@@ -198,3 +198,10 @@ class Workers:
 
         sums = self._strategy.run(replica, args=(value,))
         return self._strategy.experimental_local_results(sums)[0]
+
+
+def essence(error: tf.errors.OpError) -> str:
+    """The line of TensorFlow's message that says what is wrong, out of traces and node names."""
+    text = str(error.message).partition("\n\t [[{{")[0]
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(" ")]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -246,7 +246,7 @@ def test_workers_read_the_shares_of_their_own_replicas():
     )
     for pipeline in range(3):  # three workers of two replicas each
         context = tf.distribute.InputContext(3, pipeline, 6)
-        elements = inputs._dataset(context, 2).as_numpy_iterator()
+        elements = inputs._dataset(context, 2, []).as_numpy_iterator()
         for chunk in (2, 3):
             for local in range(2):
                 ids, epoch, (_, y) = next(elements)
@@ -301,3 +301,45 @@ def test_what_does_not_fit_on_a_device_is_streamed(monkeypatch):
     assert choose("auto", [arrays], 1)[0]
     assert not choose("auto", [arrays, arrays], 1)[0]
     assert choose("resident", [arrays, arrays], 1) == (True, "asked for")
+
+
+class Given:
+    """A source of 8 examples that answers with what a function makes of the indices."""
+
+    def __init__(self, answer):
+        self._answer = answer
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, indices):
+        return self._answer(indices)
+
+
+def scalar(indices):
+    return float(indices), 0
+
+
+def gone(indices):
+    if len(indices) > 1:
+        raise OSError("the disk is gone")
+    return indices, indices
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (lambda i: i, dist_train.UsageError, r"gave a ndarray; it must give \(x, y\)"),
+        (scalar, dist_train.UsageError, "Given.__getitem__ failed for an array of 1 indices"),
+        (lambda i: (i, 3), dist_train.UsageError, r"an array of shape \[\] for 1 indices"),
+        (lambda i: (i, i[: max(1, len(i) - 1)]), dist_train.UsageError, r"shape \[7\] for 8 ind"),
+        (gone, OSError, "^the disk is gone$"),
+    ],
+)
+def test_a_source_that_gives_something_else_is_named(answer, error, message):
+    with pytest.raises(error, match=message):
+        next(
+            Input(Given(answer), tf.distribute.get_strategy(), resident=False, batch_size=4).chunks(
+                0
+            )
+        )

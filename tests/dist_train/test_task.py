@@ -163,6 +163,12 @@ def test_a_usage_error_of_the_task_stays_as_it_is():
         resolve(refusing, _CONFIG)
 
 
+@pytest.mark.parametrize(("given", "kind"), [(Task, "type"), (keras.Sequential(), "Sequential")])
+def test_what_makes_no_task_is_not_called(given, kind):
+    with pytest.raises(UsageError, match=f"the task is a {kind}; it must be a dist_train.Task"):
+        resolve(given, _CONFIG)
+
+
 def test_resolve_takes_what_load_finds():
     task = _task()
     assert resolve(task, _CONFIG) is task
@@ -179,7 +185,10 @@ def test_resolve_takes_what_load_finds():
         ({"validation": np.zeros(4)}, "Task.validation is a ndarray"),
         ({"validation": {"x": 1}}, "Task.validation is a dict"),
         ({"test": iter([1])}, "Task.test is a list_iterator"),
-        ({"metrics": {"loss": None, "step": None}}, "metrics may not be named loss, step"),
+        ({"metrics": {"loss": max, "weight": max}}, "metrics may not be named loss, weight"),
+        ({"model": None}, "Task.model is a NoneType; give a function"),
+        ({"loss": None}, "Task.loss is None; use an object"),
+        ({"loss": keras.losses.MeanSquaredError}, "Task.loss is <class .*; use an object, such as"),
         ({"model": keras.Sequential()}, "Task.model is a Sequential; give a function that makes"),
         ({"optimizer": keras.optimizers.SGD()}, "Task.optimizer is a SGD; give a function"),
         ({"optimizer": "sgd"}, "Task.optimizer is a str; give a function"),

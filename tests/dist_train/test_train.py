@@ -282,6 +282,49 @@ def test_a_random_access_source_streams(tmp_path):
     assert_equal_weights(one, other)
 
 
+MADE_BEFORE = model()
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({"model": lambda: None}, {}, "Task.model gave a NoneType; it must give a keras.Model"),
+        (
+            {"model": lambda: MADE_BEFORE},
+            {"strategy": "mirrored", "devices": 2},
+            "was made before Task.model was called, outside the strategy's scope",
+        ),
+        (
+            {"model": lambda: keras.Sequential([keras.Input((6,)), keras.layers.Softmax()])},
+            {},
+            "has no weights to train",
+        ),
+        ({"optimizer": lambda: "sgd"}, {}, "Task.optimizer gave a str"),
+        (
+            {"test": dist_train.Arrays(X[:, :5], Y)},
+            {},
+            r"Task.test has examples \(\[5\], \[\]\) where train has \(\[6\], \[\]\): .* value 6",
+        ),
+        ({"test": dist_train.Arrays(X, Y + 1)}, {}, "a test label is 2, and the model has 2"),
+    ],
+)
+def test_what_cannot_train_or_be_evaluated_is_named_before_the_first_step(
+    workdir, changes, settings, message
+):
+    with pytest.raises(dist_train.UsageError, match=message):
+        train(workdir, changes, **settings)
+    assert not (Path(workdir) / "metrics.jsonl").exists()
+
+
+def test_an_operation_that_fails_is_one_line_of_tensorflows_message(workdir):
+    def checked(x, y, seed):
+        with tf.control_dependencies([tf.debugging.assert_less(y, 1, "a label of mine")]):
+            return x, tf.identity(y)
+
+    with pytest.raises(dist_train.RunError, match=r"^steps 1 to \d+: assertion failed: .*of mine"):
+        train(workdir, {"preprocess": checked}, jit_compile="false")
+
+
 def test_a_loss_of_the_wrong_shape_is_explained(workdir):
     def loss(y, outputs):
         return tf.reduce_mean(outputs)
