@@ -7,6 +7,7 @@ logical devices and the workers' connections must be settled before it initializ
 from dist_train.config import Config
 from dist_train.errors import DistTrainError, RunError, Stopped, UsageError
 from dist_train.examples import Arrays, Dataset, Source
+from dist_train.result import Result
 from dist_train.start import train
 from dist_train.task import Task
 
@@ -15,6 +16,7 @@ __all__ = [
     "Config",
     "Dataset",
     "DistTrainError",
+    "Result",
     "RunError",
     "Source",
     "Stopped",

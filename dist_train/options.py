@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -25,6 +26,12 @@ _COMPARE = (
     "Instead of a run: compare those in these workdirs, --compare runs/a runs/b; a table, and"
     " a picture in compare.png or --output. Default: none."
 )
+# Python's words for a value that cannot be parsed, and ours.
+_PLAINER = {
+    r"invalid literal for int\(\)": "not an integer",
+    "could not convert string to float": "not a number",
+    r"\('Non-boolean argument": "neither true nor false",
+}
 _WIDTH = 98
 
 
@@ -91,7 +98,10 @@ def help_text(flag_values: flags.FlagValues) -> str:
 def explain(error: flags.Error, flag_values: flags.FlagValues) -> str:
     """One line about flags that cannot be parsed, with the nearest name for an unknown one."""
     if not isinstance(error, flags.UnrecognizedFlagError):
-        return str(error)
+        text = str(error).removeprefix("ERROR:: ")
+        for theirs, ours in _PLAINER.items():
+            text = re.sub(f": {theirs}.*", f": {ours}", text)
+        return text
     name = error.flagname
     negated = name.startswith("no")
     near = difflib.get_close_matches(name, list(flag_values), n=1)

@@ -118,7 +118,7 @@ def _split_cpu(count: int) -> None:
         if len(tf.config.list_logical_devices("CPU")) < count:
             raise UsageError(
                 f"devices={count}: TensorFlow already runs with fewer logical CPU devices;"
-                " use a new process"
+                " use a new process, or begin with the run that has the most"
             ) from error
 
 

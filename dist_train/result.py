@@ -1,8 +1,10 @@
 """Result: what a run ended with."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
-import keras
+if TYPE_CHECKING:
+    import keras
 
 Means = dict[str, float]
 
@@ -20,6 +22,6 @@ class Result:
     """
 
     metrics: dict[str, Means]
-    model: keras.Model
+    model: "keras.Model"
     step: int
     workdir: str | None

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dist_train import environments, rendezvous, stopping, task, versions, watchdog
+from dist_train import environments, rendezvous, stopping, versions, watchdog
+from dist_train import task as tasks
 from dist_train.cluster import Cluster
 from dist_train.config import Config
 from dist_train.errors import Stopped, UsageError
@@ -31,7 +32,7 @@ _strategies: "dict[tuple, tf.distribute.Strategy]" = {}
 
 
 def train(
-    task: "task.Task | Callable[..., task.Task] | None" = None, config: Config | None = None
+    task: "tasks.Task | Callable[..., tasks.Task] | None" = None, config: Config | None = None
 ) -> "Result":
     """Trains (or evaluates) a task; what `dist-train` does.
 
@@ -49,6 +50,8 @@ def train(
       Stopped: a signal asked to stop; the state was saved.
     """
     config = config or Config()
+    if task is None:
+        tasks.check(config)
     with contextlib.ExitStack() as stack:
         request = stack.enter_context(stopping.listening(config.grace_period_s))
         cluster = workdir = None
@@ -124,6 +127,6 @@ def _quiet_stderr() -> Iterator[None]:
 
 def _identity(config: Config) -> dict[str, Any]:
     """What must be equal on all workers, by name."""
-    path = task.source_file(config.task)
+    path = tasks.source_file(config.task)
     code = versions.source_digest([path] if path is not None and path.is_file() else [])
     return {**config.shared(), **versions.installed(), "source": code}

@@ -41,6 +41,14 @@ def assert_one_line(done, status, message):
     ("arguments", "environ", "message"),
     [
         (["--batch_size=0"], {}, "batch_size"),
+        (["--batch_size=abc"], {}, "flag --batch_size=abc: not an integer"),
+        (["--learning_rate=fast"], {}, "flag --learning_rate=fast: not a number"),
+        (["--shuffle=maybe"], {}, "flag --shuffle=maybe: neither true nor false"),
+        (["--flagfile=none"], {}, "error: Unable to open flagfile"),
+        (["--strategy=mirrored", "--devices=1000"], {}, "devices"),
+        (["--task=nothing"], {}, "is neither mnist nor of the form"),
+        (["--task=none.py:task"], {}, "task file none.py does not exist"),
+        (["--data_dir=none"], {}, "data_dir=none does not exist"),
         (["--lerning_rate=3"], {}, "unknown flag --lerning_rate; did you mean --learning_rate?"),
         (["--nodeterminsm"], {}, "unknown flag --nodeterminsm; did you mean --determinism?"),
         (["--frobnicate"], {}, "unknown flag --frobnicate; --helpfull lists all"),
@@ -106,17 +114,16 @@ def test_readme_names_each_flag_and_its_default(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task=none.py:task"], "none.py does not exist"),
         (["--initial_weights=none.keras"], "none.keras"),
-        pytest.param(["--task=nothing"], "is neither mnist nor of the form", marks=SLOW),
         pytest.param(["--task=json:nothing"], "json has no 'nothing'", marks=SLOW),
         pytest.param(["--model=transformer"], "not one of mlp, cnn", marks=SLOW),
-        pytest.param(["--data_dir=none"], "neither a folder", marks=SLOW),
+        pytest.param(["--data_dir=file"], "neither a folder", marks=SLOW),
         pytest.param(["--validation_size=60000"], "leaves nothing of 60000", marks=SLOW),
         pytest.param(["--optimizer=sgdd"], "is not one of", marks=SLOW),
     ],
 )
 def test_what_is_wrong_in_task_or_data_is_one_line(tmp_path, arguments, message):
+    (tmp_path / "file").touch()
     assert_one_line(command(*arguments, "--workdir=run", cwd=tmp_path), 2, message)
 
 
