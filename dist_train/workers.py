@@ -71,9 +71,9 @@ class Workers:
                     " or --input=stream"
                 ) from error
             except tf.errors.OpError as error:
-                if self.count == 1:
-                    raise RunError(f"{what}: {essence(error)}") from error
                 text = " ".join(str(error.message).split())
+                if self.count == 1 or _is_own(error, text):
+                    raise RunError(f"{what}: {essence(error)}") from error
                 why = re.sub(r".*aborted by: |The error could be.*|Additional GRPC.*", "", text)
                 raise WorkerLost(
                     f"{what}: {self._lost(text)} was lost ({why[:200].strip()})"
@@ -198,6 +198,15 @@ class Workers:
 
         sums = self._strategy.run(replica, args=(value,))
         return self._strategy.experimental_local_results(sums)[0]
+
+
+def _is_own(error: tf.errors.OpError, message: str) -> bool:
+    """Whether an operation of this worker failed by itself, a label out of range say.
+
+    What comes from a peer names the collective that it has ended.
+    """
+    own = (tf.errors.InvalidArgumentError, tf.errors.UnknownError)
+    return isinstance(error, own) and re.search("aborted by|[Cc]ollective", message) is None
 
 
 def essence(error: tf.errors.OpError) -> str:

@@ -49,6 +49,20 @@ def dropout():
     )
 
 
+def checked():
+    """The same, with an assertion that fails on worker 1 alone, which has the second half."""
+    plain = task()
+    index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+
+    def preprocess(x, y, seed):
+        limit = 10 - 5 * index
+        y = tf.cast(y, tf.int32)
+        with tf.control_dependencies([tf.debugging.assert_less(y, limit, "a label of mine")]):
+            return tf.cast(x, tf.float32) / 255.0, tf.identity(y)
+
+    return dataclasses.replace(plain, preprocess=preprocess)
+
+
 def smooth():
     """The same examples and a model without kinks.
 

@@ -50,7 +50,13 @@ CASES = {
         "adam": {"optimizer": "adam", "batch_size": 100},
         "adam-clipped": {"optimizer": "adam", "clip_norm": 0.5},
     }.items()
-}
+} | {
+    "features": {
+        "task": SMALL, "epochs": 2, "log_steps": 1, "optimizer": "nadam", "learning_rate": 0.02,
+        "scale_lr": 128, "lr_schedule": "cosine", "warmup_steps": 5, "weight_decay": 0.1,
+        "ema": 0.9, "label_smoothing": 0.1, "gradient_accumulation": 2,
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +153,20 @@ def wait_for_step(workdir, step, timeout_s=60):
             return
         time.sleep(0.05)
     raise AssertionError(f"step {step} was not reached within {timeout_s} s")
+
+
+@pytest.mark.slow
+def test_an_operation_that_fails_on_one_worker_is_told_there_and_its_peer_names_it(group):
+    task = f"--task={HERE / 'small.py'}:checked"
+    command = ["-m", "dist_train", task, "--strategy=multi_worker", "--jit_compile=false"]
+    group.start_all(2, [*command, "--workdir=run"])
+    assert group.wait(60) == [1, 1]
+    (own,), (peers,) = (
+        [line for line in group.output(index).splitlines() if line.startswith("error")]
+        for index in (1, 0)
+    )
+    assert re.fullmatch(r"error: steps \d+ to \d+: assertion failed: .*a label of mine.*", own)
+    assert re.search(r"worker 1 \(127\.0\.0\.1:\d+\) was lost", peers)
 
 
 def test_a_missing_worker_is_named_within_the_bound(group, addresses):
