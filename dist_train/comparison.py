@@ -44,8 +44,7 @@ class Run:
     @property
     def names(self) -> list[str]:
         """The metrics, the loss first."""
-        plain = {"kind", "step", "epoch", "examples", "time", "batch_loss", "examples_per_second"}
-        found = dict.fromkeys(name for row in self.rows for name in row if name not in plain)
+        found = dict.fromkeys(name for row in self.rows for name in metrics.mean_names(row))
         return sorted(found, key=lambda name: name != "loss")
 
 

@@ -36,6 +36,7 @@ from dist_train.workers import Workers
 
 _SLOW_INPUT = "the input: more than {seconds}; raise --stall_timeout_s if that is right"
 _MOST_SKIPPED = 100  # steps in a row
+_SHARES = ("input", "communication", "evaluation", "saving")
 
 
 def run(
@@ -184,7 +185,8 @@ class _Loop:
         """All steps from `step` to the last; the last means of each kind, and the last step."""
         config, parts, times = self._config, self._parts, self._times
         train = parts.inputs["train"]
-        pace, sheet = Pace(config.steps_per_loop), Timesheet(("input", "evaluation", "saving"))
+        pace, sheet = Pace(config.steps_per_loop), Timesheet(_SHARES)
+        reduction_s: float | None = None
         call_steps = pace.wish
         self._pending = parts.pending.numpy()
         folder = None if self._workdir is None else self._workdir.tensorboard
@@ -206,6 +208,10 @@ class _Loop:
             with self._workers.together(f"steps {step + 1} to {step + count}"), pace.call():
                 progress = parts.train_loop(train.data, chunk, begin, begin + count, pace.wish)
             pace.done(progress.steps)
+            if reduction_s is None:  # only now do all workers have their first step behind them
+                with self._workers.together("the timing of the reduction"):
+                    reduction_s = parts.train_loop.time_reduction()
+            sheet.add("communication", progress.steps * reduction_s)
             call_steps = progress.next_steps
             step += progress.steps
             log.advance(progress.steps)
@@ -364,6 +370,7 @@ class _Loop:
         log.train(
             self._row(step)
             | {"batch_loss": metrics.means(names, progress.last)["loss"], **values}
+            | {"gradient_norm": progress.gradient_norm}
             | {"examples_per_second": float(sums[names.index("weight")]) / max(seconds, 1e-9)},
             also=lambda: {
                 "learning_rate": optimizers.last_rate(self._parts.optimizer),

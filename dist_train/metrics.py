@@ -16,6 +16,11 @@ from absl import logging
 from dist_train.errors import RunError
 
 Row = dict[str, Any]
+# What a row has besides the means.
+_FACTS = {
+    "kind", "step", "epoch", "examples", "time",
+    "batch_loss", "gradient_norm", "examples_per_second",
+}  # fmt: skip
 
 
 def means(names: Sequence[str], sums: np.ndarray) -> dict[str, float]:
@@ -45,6 +50,11 @@ def read_rows(path: Path) -> list[Row]:
             if isinstance(row, dict) and type(row.get("step")) is int and "kind" in row:
                 rows.append(row)
     return rows
+
+
+def mean_names(row: Row) -> list[str]:
+    """The names of a row's means: the loss, and the task's metrics."""
+    return [name for name in row if name not in _FACTS]
 
 
 class MetricsFile:
@@ -295,8 +305,5 @@ class RunLog:
             self._console.line(text)
 
 
-_NOT_SHOWN = {"step", "epoch", "examples", "examples_per_second", "batch_loss", "kind", "time"}
-
-
 def _shown(row: Row) -> str:
-    return "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k not in _NOT_SHOWN)
+    return "  ".join(f"{name} {row[name]:.4f}" for name in mean_names(row))

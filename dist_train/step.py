@@ -23,6 +23,7 @@ SUM = tf.distribute.ReduceOp.SUM
 # length of the next call, the count of workers that were asked to stop, and the sums of the weight
 # hashes and of their squares.
 _SIGNALS = 4
+_TIMED_REDUCTIONS = 20
 
 
 class LossScale:
@@ -121,48 +122,82 @@ class TrainLoop:
           start, stop: steps within the chunk.
           next_steps: how many steps this worker would like the next call to make.
         """
-        done, sums, tail = self._run(
+        outputs = self._run(
             data, chunk, tf.constant(start), tf.constant(stop), tf.constant(float(next_steps))
         )
-        done, sums, tail = (
-            self._strategy.experimental_local_results(v)[0] for v in (done, sums, tail)
-        )
-        return Progress.of(int(done) - start, sums.numpy(), tail.numpy(), self._replicas)
+        done, sums, tail, norm = (self._first(output).numpy() for output in outputs)
+        return Progress.of(int(done) - start, sums, tail, float(norm), self._replicas)
 
     def request_stop(self) -> None:
         """Ends the loop of *every* worker at the same step; at any time, from any thread."""
         self._stop_requested.assign(1.0)
 
-    def _loop(self, run_step: Callable[..., tf.Tensor]) -> Callable[..., tuple]:
+    def time_reduction(self) -> float:
+        """Seconds that a step's reduction takes by itself, the median of some; 0.0 on one replica.
+
+        It does not wait for a slower replica, as a step does. All workers must call it alike.
+        """
+        if self._replicas == 1:
+            return 0.0
+
+        def reduced() -> tf.Tensor:
+            return self._reduce(tf.zeros([sum(self._sizes) + self._tail]))
+
+        def body(count: tf.Tensor, times: tf.TensorArray) -> tuple:
+            with tf.control_dependencies([self._first(self._strategy.run(reduced))]):
+                return count + 1, times.write(count, tf.timestamp())
+
+        @tf.function(autograph=False)
+        def timestamps() -> tf.Tensor:
+            times = tf.TensorArray(tf.float64, _TIMED_REDUCTIONS)
+            return tf.while_loop(
+                lambda count, _: count < _TIMED_REDUCTIONS,
+                body,
+                (tf.constant(0), times),
+                parallel_iterations=1,
+            )[1].stack()
+
+        return float(np.median(np.diff(timestamps().numpy())))
+
+    def _first(self, values: Any) -> tf.Tensor:
+        """Of the first replica of this process."""
+        return self._strategy.experimental_local_results(values)[0]
+
+    def _loop(self, run_step: Callable[..., tuple]) -> Callable[..., tuple]:
         def loop(
             data: Any, chunk: Any, start: tf.Tensor, stop: tf.Tensor, next_steps: tf.Tensor
         ) -> tuple:
-            def healthy(step: tf.Tensor, sums: tf.Tensor, tail: tf.Tensor) -> tf.Tensor:
-                del sums
+            def healthy(
+                step: tf.Tensor, sums: tf.Tensor, tail: tf.Tensor, norm: tf.Tensor
+            ) -> tf.Tensor:
+                del sums, norm
                 stops, first, second = tail[-3], tail[-2], tail[-1]
                 # Equal hashes h of R replicas: R Σh² = (Σh)², in integers that float32 holds.
                 agree = tf.equal(self._replicas * second, first * first)
                 return (step < stop) & tf.math.is_finite(tail[0]) & (stops == 0.0) & agree
 
-            def body(step: tf.Tensor, sums: tf.Tensor, tail: tf.Tensor) -> tuple:
-                del tail
-                tail = run_step(data, chunk, step, next_steps)
+            def body(step: tf.Tensor, sums: tf.Tensor, tail: tf.Tensor, norm: tf.Tensor) -> tuple:
+                del tail, norm
+                tail, norm = run_step(data, chunk, step, next_steps, step + 1 == stop)
                 added = tf.where(tf.math.is_finite(tail[0]), tail[: self._sums], 0.0)
-                return step + 1, sums + added, tail
+                return step + 1, sums + added, tail, norm
 
-            zeros = (tf.zeros([self._sums]), tf.zeros([self._tail]))
+            zeros = (tf.zeros([self._sums]), tf.zeros([self._tail]), tf.constant(0.0))
             return tf.while_loop(healthy, body, (start, *zeros), parallel_iterations=1)
 
         return loop
 
-    def _distributed_step(self, *args: Any) -> tf.Tensor:
-        tails = self._strategy.run(self._replica_step, args=args)
-        return self._strategy.experimental_local_results(tails)[0]
+    def _distributed_step(self, *args: Any) -> tuple:
+        return tuple(map(self._first, self._strategy.run(self._replica_step, args=args)))
 
     def _replica_step(
-        self, data: Any, chunk: Any, step: tf.Tensor, next_steps: tf.Tensor
-    ) -> tf.Tensor:
-        """One step in replica context; returns the reduced sums and signals."""
+        self, data: Any, chunk: Any, step: tf.Tensor, next_steps: tf.Tensor, last: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """One step in replica context.
+
+        Returns:
+          The reduced sums and signals; the gradient's norm if it is the last step of the call.
+        """
         ids = chunk.ids[step]
         statistics = [tf.identity(variable.value) for variable in self._statistics]
         if chunk.examples == ():
@@ -182,16 +217,20 @@ class TrainLoop:
             stop = self._stop_requested.read_value()
             local = self._vector(examples, rows, ids, chunk.epoch, proposal, stop)
             # all_reduce of a bare result fails ("destinations can not be empty").
-            flat = replica.all_reduce(SUM, tf.identity(local))
+            flat = self._reduce(tf.identity(local))
         gradients, tail = tf.split(flat, [sum(self._sizes), self._tail])
-        finite = self._apply(gradients, tail)
+        finite, norm = self._apply(gradients, tail, last)
         if not self._skip:
-            return tail
+            return tail, norm
         for variable, before in zip(self._statistics, statistics, strict=True):
             variable.assign(tf.where(finite, variable.value, before))
         if self._loss_scale is None:  # otherwise an overflow of the gradient alone is usual
             tail = tf.concat([tf.where(finite, tail[:1], float("nan")), tail[1:]], 0)
-        return tail
+        return tail, norm
+
+    def _reduce(self, vector: tf.Tensor) -> tf.Tensor:
+        """The sum over the replicas, in replica context."""
+        return tf.distribute.get_replica_context().all_reduce(SUM, vector)
 
     def _vector(
         self,
@@ -244,23 +283,27 @@ class TrainLoop:
         flat = [tf.reshape(tf.cast(gradient, tf.float32), [-1]) for gradient in dense]
         return tf.concat([*flat, sums], 0)
 
-    def _apply(self, flat: tf.Tensor, tail: tf.Tensor) -> tf.Tensor | None:
+    def _apply(
+        self, flat: tf.Tensor, tail: tf.Tensor, last: tf.Tensor
+    ) -> tuple[tf.Tensor | None, tf.Tensor]:
         """The optimizer's update of this replica's weights, from the reduced gradients.
 
         Returns:
           [] bool, whether all was finite and the update was made; None: it was not looked at.
+          [] float32, the norm of the gradient if `last`, else 0: in each step it would cost 3 %.
         """
         divisor = tail[1]
         if self._loss_scale is not None:
             divisor *= self._loss_scale.scale
         parts = tf.split(flat / divisor, self._sizes)
+        norm = tf.cond(last, lambda: tf.linalg.global_norm(parts), lambda: 0.0)
         gradients = [
             tf.cast(tf.reshape(part, variable.shape), variable.dtype)
             for part, variable in zip(parts, self._variables, strict=True)
         ]
         if self._loss_scale is None and not self._skip:
             self._optimizer.apply(gradients, self._variables)
-            return None
+            return None, norm
         finite = tf.reduce_all(tf.math.is_finite(flat))
         if self._skip:
             finite &= tf.math.is_finite(tail[0])
@@ -271,7 +314,7 @@ class TrainLoop:
         )
         if self._loss_scale is not None:
             self._loss_scale.update(finite)
-        return finite
+        return finite, norm
 
     def _weight_hash(self) -> tf.Tensor:
         """[] float32, an integer of 0 to 255 made of the bits of this replica's weights.
@@ -296,6 +339,8 @@ class Progress:
       steps: how many steps were done.
       sums: [sums] float64, over these steps.
       last: [sums] float64, of the last step's global batch.
+      gradient_norm: of the step `stop`, if that was reached: the global L2 norm of the gradient of
+        the mean over the global batch, before clipping.
       next_steps: what the chief would like the next call to make; the same on all workers.
       stop: whether a worker was asked to stop.
       diverged: whether the replicas' weights differed before the last step.
@@ -304,17 +349,21 @@ class Progress:
     steps: int
     sums: np.ndarray
     last: np.ndarray
+    gradient_norm: float
     next_steps: int
     stop: bool
     diverged: bool
 
     @classmethod
-    def of(cls, steps: int, sums: np.ndarray, tail: np.ndarray, replicas: int) -> "Progress":
+    def of(
+        cls, steps: int, sums: np.ndarray, tail: np.ndarray, gradient_norm: float, replicas: int
+    ) -> "Progress":
         next_steps, stops, first, second = tail[-_SIGNALS:]
         return cls(
             steps=steps,
             sums=sums.astype(np.float64),
             last=tail[:-_SIGNALS].astype(np.float64),
+            gradient_norm=gradient_norm,
             next_steps=int(next_steps),
             stop=bool(stops > 0),
             diverged=bool(replicas * second != first * first),

@@ -23,7 +23,7 @@ _BUILT_IN = {"mnist": "dist_train.mnist:task"}
 # What else a row of metrics.jsonl has, and the count that divides the sums.
 _RESERVED = {
     "loss", "batch_loss", "step", "epoch", "examples", "examples_per_second", "time", "kind",
-    "weight",
+    "weight", "gradient_norm",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ class Timesheet:
     """Shares of the wall time, by what it was spent on.
 
     Args:
-      names: what `on` is called with; all of them are in each report.
+      names: what time is counted for; all of them are in each report.
       clock: in seconds.
     """
 
@@ -25,12 +25,16 @@ class Timesheet:
         try:
             yield
         finally:
-            self._spent[name] += self._clock() - begin
+            self.add(name, self._clock() - begin)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Counts time that was measured elsewhere."""
+        self._spent[name] += seconds
 
     def take(self) -> dict[str, float]:
-        """{name: 0 to 1} of the time since this was asked last; the rest went into the steps."""
+        """{name: 0 to 1} of the time since this was asked last; 'compute' is the rest."""
         now = self._clock()
         elapsed = max(now - self._since, 1e-9)
         shares = {name: min(1.0, seconds / elapsed) for name, seconds in self._spent.items()}
         self._spent, self._since = dict.fromkeys(self._spent, 0.0), now
-        return shares
+        return shares | {"compute": max(0.0, 1.0 - sum(shares.values()))}

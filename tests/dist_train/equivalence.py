@@ -23,9 +23,10 @@ STRATEGIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run came to; losses are those of each step's batch."""
+    """What a run came to; losses and norms (of the gradient) are those of each step's batch."""
 
     losses: list[float]
+    norms: list[float]
     validations: list[float]
     weights: list[np.ndarray]
     result: Result
@@ -38,6 +39,7 @@ def run(workdir, task, **settings) -> Run:
     rows = metrics.read_rows(Path(workdir) / "metrics.jsonl")
     return Run(
         losses=[row["batch_loss"] for row in rows if row["kind"] == "train"],
+        norms=[row["gradient_norm"] for row in rows if row["kind"] == "train"],
         validations=[row["loss"] for row in rows if row["kind"] == "validation"],
         weights=result.model.get_weights(),
         result=result,
@@ -46,6 +48,10 @@ def run(workdir, task, **settings) -> Run:
 
 def assert_same(one: Run, other: Run, rtol=2e-4, atol=2e-5) -> None:
     np.testing.assert_allclose(other.losses, one.losses, rtol=rtol, atol=atol)
+    # JSON has no word for the norm of a gradient that is not finite.
+    np.testing.assert_allclose(
+        np.array(other.norms, float), np.array(one.norms, float), 5 * rtol, 5 * atol
+    )
     np.testing.assert_allclose(other.validations, one.validations, rtol=rtol, atol=atol)
     for mine, theirs in zip(one.weights, other.weights, strict=True):
         np.testing.assert_allclose(theirs, mine, rtol=5 * rtol, atol=5 * atol)

@@ -18,6 +18,7 @@ EXAMPLES, VALIDATION, EPOCHS = 1000, 203, 2
 # thousand times too narrow for a wrong factor.
 LOSS = {"rtol": 2e-4, "atol": 2e-5}
 WEIGHTS = {"rtol": 1e-3, "atol": 2e-4}
+NORM = {"rtol": 1e-3}
 
 
 def small_mnist():
@@ -52,6 +53,11 @@ def run(workdir, **settings):
     return losses, result.model.get_weights(), result
 
 
+def logged_norms(workdir):
+    rows = metrics.read_rows(config_path(workdir))
+    return [row["gradient_norm"] for row in rows if row["kind"] == "train"]
+
+
 def config_path(workdir):
     return Path(workdir) / "metrics.jsonl"
 
@@ -64,7 +70,7 @@ def by_hand(optimizer, batch_size, clip_norm=None, seed=0):
     )
     keras.utils.set_random_seed(seed)
     model = mlp()
-    losses = []
+    losses, norms = [], []
     for epoch in range(EPOCHS):
         ids, _ = schedule.share(tf.constant(epoch, tf.int64), tf.constant(0, tf.int64), 1)
         for row in ids.numpy()[: schedule.steps_per_epoch]:
@@ -76,6 +82,7 @@ def by_hand(optimizer, batch_size, clip_norm=None, seed=0):
                 )
                 loss = tf.reduce_mean(each)
             gradients = tape.gradient(loss, model.trainable_variables)
+            norms.append(float(tf.linalg.global_norm(gradients)))
             if clip_norm is not None:
                 gradients, _ = tf.clip_by_global_norm(gradients, clip_norm)
             optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
@@ -83,7 +90,7 @@ def by_hand(optimizer, batch_size, clip_norm=None, seed=0):
     logits = model(x_held.astype(np.float32) / 255.0)
     held = tf.nn.sparse_softmax_cross_entropy_with_logits(y_held.astype(np.int32), logits)
     accuracy = np.mean(np.argmax(logits, axis=1) == y_held)
-    return losses, model.get_weights(), float(tf.reduce_mean(held)), float(accuracy)
+    return losses, model.get_weights(), float(tf.reduce_mean(held)), float(accuracy), norms
 
 
 CASES = {
@@ -131,13 +138,14 @@ STRATEGIES = {
 )
 def test_every_strategy_follows_the_loop_written_by_hand(reference, tmp_path, strategy, mode, case):
     settings, batch_size, _ = CASES[case]
-    losses, weights, held_loss, held_accuracy = reference(case)
+    losses, weights, held_loss, held_accuracy, norms = reference(case)
 
     got_losses, got_weights, result = run(
         tmp_path, batch_size=batch_size, input=mode, **settings, **STRATEGIES[strategy]
     )
 
     np.testing.assert_allclose(got_losses, losses, **LOSS)
+    np.testing.assert_allclose(logged_norms(tmp_path), norms, **NORM)
     for got, expected in zip(got_weights, weights, strict=True):
         np.testing.assert_allclose(got, expected, **WEIGHTS)
     # 203 divides by no number of replicas here: each example counts once.
@@ -163,11 +171,12 @@ def test_what_only_changes_the_work_does_not_change_the_numbers(
     reference, tmp_path, strategy, settings
 ):
     base, batch_size, _ = CASES["sgd"]
-    losses, weights, *_ = reference("sgd")
+    losses, weights, _, _, norms = reference("sgd")
     got_losses, got_weights, _ = run(
         tmp_path, batch_size=batch_size, **base, **settings, **STRATEGIES[strategy]
     )
     np.testing.assert_allclose(got_losses, losses, **LOSS)
+    np.testing.assert_allclose(logged_norms(tmp_path), norms, **NORM)
     for got, expected in zip(got_weights, weights, strict=True):
         np.testing.assert_allclose(got, expected, **WEIGHTS)
 
@@ -180,7 +189,7 @@ def test_the_tolerance_would_notice_a_mean_over_the_padded_batch(reference):
     assert not np.allclose(wrong, losses, **LOSS)
 
 
-def test_logged_means_cover_every_example_once(tmp_path):
+def test_logged_means_cover_every_example_once(tmp_path, reference):
     base, batch_size, _ = CASES["sgd"]
     losses, _, _ = run(tmp_path / "each", batch_size=batch_size, **base)
     run(tmp_path / "some", batch_size=batch_size, log_steps=6, **base)
@@ -196,3 +205,7 @@ def test_logged_means_cover_every_example_once(tmp_path):
         assert row["loss"] == pytest.approx(mean, rel=1e-4)
         assert row["examples"] == sum(counts[: row["step"]])
         begin = row["step"]
+        # Of the last of the many steps that a call made.
+        assert row["gradient_norm"] == pytest.approx(
+            reference("sgd")[-1][row["step"] - 1], rel=NORM["rtol"]
+        )
