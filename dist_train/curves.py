@@ -24,7 +24,13 @@ def draw(rows: Sequence[dict[str, Any]], metrics: Sequence[str], path: Path) -> 
     from matplotlib.figure import Figure
 
     names = ["loss", *metrics]
-    figure = Figure(figsize=(5.2 * len(names), 3.6), layout="constrained")
+    width, height = 5.2 * len(names), 3.6
+    figure = Figure(figsize=(width, height))
+    # Margins in inches: a layout engine would draw all twice to find them.
+    figure.subplots_adjust(
+        left=0.75 / width, right=1.0 - 0.1 / width, bottom=0.5 / height, top=1.0 - 0.35 / height,
+        wspace=0.85 / 4.35,
+    )  # fmt: skip
     for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
         for kind, style in _STYLES.items():
             mine = (row for row in rows if row["kind"] == kind)

@@ -10,8 +10,8 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
   color: #222 }
 h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-table { border-collapse: collapse } td, th { text-align: left; padding: .15rem 1.2rem .15rem 0 }
-
+table { border-collapse: collapse; margin-bottom: 1rem }
+td, th { text-align: left; padding: .15rem 1.2rem .15rem 0 }
 img { max-width: 100%; display: block } p.note { color: #666 }
 """
 
