@@ -88,7 +88,10 @@ def test_float16_leaves_out_the_same_steps_on_every_strategy(tmp_path):
         train=dist_train.Arrays(X[:EXAMPLES] / 10, y), loss=overflow, validation=None, metrics={}
     )
     settings = {"dtype": "mixed_float16", "shuffle": False, "learning_rate": 5.0}
-    runs_alike(tmp_path, overflows, **settings, rtol=1e-2, atol=1e-3)
+    found = runs_alike(tmp_path, overflows, **settings, rtol=1e-2, atol=1e-3)
+    whole = run(tmp_path / "float32", overflows, **{**settings, "dtype": "float32"})
+    assert found.norms[:2] == pytest.approx(whole.norms[:2], rel=1e-2)  # of no scale
+    assert found.norms[2] is None
     for name in STRATEGIES:
         path = tmp_path / name / "checkpoints" / "step-00000012" / "state"
         scale = tf.train.load_checkpoint(str(path)).get_tensor("scale/.ATTRIBUTES/VARIABLE_VALUE")

@@ -162,11 +162,15 @@ def test_tensorboard_gets_the_rate_and_where_the_time_went_and_the_settings(run)
     assert rates[2] == pytest.approx(0.05)
     assert rates[5] == pytest.approx(0.1)
     assert rates[12] == pytest.approx(0.01)
-    for name in ("input", "evaluation", "saving"):
+    assert list(values["train/gradient_norm"]) == list(rates)
+    for name in ("input", "evaluation", "saving", "compute"):
         shares = values[f"train/time_in_{name}"]
         assert list(shares) == list(rates)
         assert 0 < max(shares.values()) <= 1
         assert min(shares.values()) >= 0
+    communication = values["train/time_in_communication"]
+    assert list(communication) == list(rates)
+    assert (min(communication.values()) > 0) == ("devices" in run.settings)
     plugin = plugins["_hparams_/session_start_info"]
     assert plugin.plugin_name == "hparams"
     assert b"learning_rate" in plugin.content
