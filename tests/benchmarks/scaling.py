@@ -36,7 +36,7 @@ _LINKS = (  # latency one way [s], rate [bytes/s]; the relay itself takes about 
 )
 _FLOATS = (1_000, 10_000, 100_000, 1_000_000, 5_000_000)
 _FLOATS_OVER_LINKS = (1_000, 100_000, 1_000_000)
-_EXCHANGED = (1, 100_000, 1_000_000)
+_EXCHANGED = (1, 4_000_000)
 _TRAINED = 10_000_000
 _BATCHES = (64, 256)
 _BUCKETS = (0, 1, 2, 5, 10)
@@ -120,47 +120,52 @@ class Group:
         return [json.loads(line) for line in lines]
 
 
-def measure(workers, repeats):
-    """All that is measured with so many workers: a list of rows.
+def plan(kind, workers):
+    """What is asked of so many workers in a sitting: (link, order) in turn.
 
-    A row has `what` (exchange, reduce or train), `workers`, `link` ([latency, rate], or None for
-    loopback), what was asked for and `seconds`.
+    Args:
+      kind: loopback, links or training; the link is None where it is loopback.
     """
+    if kind == "loopback":
+        for size in _EXCHANGED:
+            yield None, {"what": "exchange", "size": size}
+        for size, hint in itertools.product(_FLOATS, ("AUTO", "RING")):
+            yield None, {"what": "reduce", "size": size, "hint": hint}
+    elif kind == "links":
+        for link in _LINKS:
+            for size in _EXCHANGED:
+                yield link, {"what": "exchange", "size": size}
+            hints = ("AUTO", "GRID") if workers > 2 else ("AUTO",)
+            for size, hint in itertools.product(_FLOATS_OVER_LINKS, hints):
+                yield link, {"what": "reduce", "size": size, "hint": hint}
+    else:
+        for link, batch in itertools.product(_BUCKET_LINKS, _BATCHES):
+            for compiled, buckets in itertools.product((True, False), _BUCKETS):
+                how = {"batch": batch, "buckets": buckets, "compiled": compiled}
+                yield link, {"what": "train", "size": _TRAINED, **how}
+
+
+def measure(kind, workers, repeats):
+    """A sitting: a row for each order of its plan, with `workers`, `link` and `seconds` as well."""
     rows = []
-
-    def note(group, link, what, **order):
-        seconds = group.ask(what=what, **order, repeats=repeats)
-        rows.append({"what": what, "workers": workers, "link": link, **order, "seconds": seconds})
-        print(f"{workers} workers, {link}, {what} {order}: {1e3 * seconds:.3f} ms", file=sys.stderr)
-
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         names = [f"n{number}" for number in range(workers)]
         network = stack.enter_context(hosts.Network(folder, names))
-        cards = stack.enter_context(links.Links(network.hosts))
-        addresses = [f"127.0.0.1:{_PORT + 10 * number}" for number in range(workers)]
-        with Group([network.head] * workers, addresses, folder) as group:
-            for size in _EXCHANGED:
-                note(group, None, "exchange", size=size)
-            for size, hint in itertools.product(_FLOATS, ("AUTO", "RING")):
-                note(group, None, "reduce", size=size, hint=hint)
-        addresses = [f"{address}:{_PORT}" for address in cards.addresses]
-        with Group(network.hosts, addresses, folder) as group:
-            for link in _LINKS:
+        if kind == "loopback":
+            places = [network.head] * workers
+            addresses = [f"127.0.0.1:{_PORT + 10 * number}" for number in range(workers)]
+        else:
+            places = network.hosts
+            cards = stack.enter_context(links.Links(places))
+            addresses = [f"{address}:{_PORT}" for address in cards.addresses]
+        group = stack.enter_context(Group(places, addresses, folder))
+        for link, order in plan(kind, workers):
+            if link is not None:
                 cards.shape(latency_s=link[0], bytes_per_s=link[1])
-                for size in _EXCHANGED:
-                    note(group, link, "exchange", size=size)
-                for size in _FLOATS_OVER_LINKS:
-                    note(group, link, "reduce", size=size, hint="AUTO")
-                    if workers > 2:
-                        note(group, link, "reduce", size=size, hint="GRID")
-            if workers > 2:
-                return rows
-            for link, batch in itertools.product(_BUCKET_LINKS, _BATCHES):
-                cards.shape(latency_s=link[0], bytes_per_s=link[1])
-                for compiled, buckets in itertools.product((True, False), _BUCKETS):
-                    how = {"batch": batch, "buckets": buckets, "compiled": compiled}
-                    note(group, link, "train", size=_TRAINED, **how)
+            seconds = group.ask(**order, repeats=repeats)
+            rows.append({**order, "workers": workers, "link": link, "seconds": seconds})
+            print(rows[-1], file=sys.stderr)
     return rows
 
 
@@ -169,15 +174,17 @@ def main():
     chosen = options()
     if reason := hosts.why_not():
         sys.exit(f"scaling.py {reason}")
-    rows = []
+    measured = {}
     if chosen.measured and chosen.measured.exists():
-        rows = json.loads(chosen.measured.read_text())
-    for workers in chosen.workers:
-        if any(row["workers"] == workers for row in rows):
-            continue
-        rows += measure(workers, chosen.repeats)
-        if chosen.measured:
-            chosen.measured.write_text(json.dumps(rows, indent=0))
+        measured = json.loads(chosen.measured.read_text())
+    sittings = [*itertools.product(("loopback", "links"), chosen.workers), ("training", 2)]
+    for kind, workers in sittings:
+        name = f"{kind}, {workers} workers"
+        if name not in measured:
+            measured[name] = measure(kind, workers, chosen.repeats)
+            if chosen.measured:
+                chosen.measured.write_text(json.dumps(measured, indent=1))
+    rows = list(itertools.chain.from_iterable(measured.values()))
     for row in rows:
         row["link"] = row["link"] and tuple(row["link"])
     report = scaling_report.Report(rows, len(os.sched_getaffinity(0)))

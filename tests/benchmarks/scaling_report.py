@@ -112,6 +112,9 @@ class Report:
         (row,) = self._some(**wanted)
         return row["seconds"]
 
+    def _sizes(self, link):
+        return {row["size"] for row in self._some(what="reduce", link=link)}
+
     def _crowd(self, row):
         return max(1.0, row["workers"] / self._cores)
 
@@ -119,7 +122,10 @@ class Report:
         return cost.Step(self.step.example_s * weights, self.step.fixed_s * weights)
 
     def _link(self, link, workers):
-        """What plain sockets find that a link adds to loopback."""
+        """What plain sockets find that a link adds to loopback, at most at the rate it has.
+
+        It seems faster where one worker already sends while the one before it still receives.
+        """
         if link is None:
             return cost.LOOPBACK
         hops = {
@@ -130,7 +136,8 @@ class Report:
         small, *_, large = sorted({size for _, size in hops})
         latency = hops[link, small] - hops[None, small]
         more = hops[link, large] - hops[None, large] - latency
-        return cost.Link(max(latency, 0.0), (large - small) / more if more > 0 else math.inf)
+        rate = (large - small) / more if more > 0 else math.inf
+        return cost.Link(max(latency, 0.0), min(rate, link[1]))
 
     def _predicted_s(self, row):
         link = self._link(row["link"], row["workers"])
@@ -140,7 +147,7 @@ class Report:
 
     def _loopback(self):
         lines = []
-        sizes = sorted({row["size"] for row in self._some(what="reduce", link=None)})
+        sizes = sorted(self._sizes(None))
         for workers in self._workers:
             cells = [str(workers)]
             for size in sizes:
@@ -166,7 +173,7 @@ class Report:
                     shown = " · ".join(f"{ratio:.2f}" for ratio in ratios)
                     cells.append(f"{shown} ({_link(self._link(link, workers))})" if rows else "")
                 lines.append(cells)
-            sizes = ", ".join(f"{row['size']:,}" for row in rows)
+            sizes = ", ".join(f"{size:,}" for size in sorted(self._sizes(link)))
             heads = [f"{n} workers (link as found)" for n in self._workers]
             texts.append(_table([f"{what}; predicted / measured: {sizes} floats", *heads], lines))
         errors = np.exp(np.abs(np.log(everything)))
