@@ -50,7 +50,9 @@ def options():
     parser.add_argument("--workers", default="2,4,8", help="numbers of workers; default: 2,4,8")
     parser.add_argument("--repeats", type=int, default=5, help="the least counts; default: 5")
     parser.add_argument(
-        "--measured", type=Path, help="a file for what was measured; what it has is not done again"
+        "--measured",
+        type=Path,
+        help="a file of what was measured, a JSON object a line; what it has is not done again",
     )
     parser.add_argument("--picture", type=Path, help="a .png to draw")
     chosen = parser.parse_args()
@@ -105,11 +107,11 @@ class Group:
             process.stdout.close()
 
     def ask(self, **order):
-        """The least of the seconds that the first worker measured."""
+        """Seconds: the least of the repeats, each as the slowest worker saw it."""
         for process in self._processes:
             process.stdin.write(json.dumps(order).encode() + b"\n")
             process.stdin.flush()
-        return min(self._answers()[0])
+        return min(map(max, zip(*self._answers(), strict=True)))
 
     def _answers(self):
         lines = [process.stdout.readline() for process in self._processes]
@@ -145,9 +147,23 @@ def plan(kind, workers):
                 yield link, {"what": "train", "size": _TRAINED, **how}
 
 
-def measure(kind, workers, repeats):
-    """A sitting: a row for each order of its plan, with `workers`, `link` and `seconds` as well."""
-    rows = []
+def measure(kind, workers, repeats, rows, keep):
+    """Appends a row for each order of a plan that has none yet, and keeps them.
+
+    Args:
+      kind, workers: see `plan`.
+      repeats: of each order.
+      rows: dicts: an order with `workers`, `link` and `seconds` beside it.
+      keep: fn(row), is called with each new one.
+    """
+    done = [scaling_report.row_key(row) for row in rows]
+    orders = [
+        (link, order)
+        for link, order in plan(kind, workers)
+        if {**order, "workers": workers, "link": link} not in done
+    ]
+    if not orders:
+        return
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         names = [f"n{number}" for number in range(workers)]
@@ -160,13 +176,12 @@ def measure(kind, workers, repeats):
             cards = stack.enter_context(links.Links(places))
             addresses = [f"{address}:{_PORT}" for address in cards.addresses]
         group = stack.enter_context(Group(places, addresses, folder))
-        for link, order in plan(kind, workers):
+        for link, order in orders:
             if link is not None:
                 cards.shape(latency_s=link[0], bytes_per_s=link[1])
             seconds = group.ask(**order, repeats=repeats)
             rows.append({**order, "workers": workers, "link": link, "seconds": seconds})
-            print(rows[-1], file=sys.stderr)
-    return rows
+            keep(rows[-1])
 
 
 def main():
@@ -174,19 +189,21 @@ def main():
     chosen = options()
     if reason := hosts.why_not():
         sys.exit(f"scaling.py {reason}")
-    measured = {}
+    rows = []
     if chosen.measured and chosen.measured.exists():
-        measured = json.loads(chosen.measured.read_text())
-    sittings = [*itertools.product(("loopback", "links"), chosen.workers), ("training", 2)]
-    for kind, workers in sittings:
-        name = f"{kind}, {workers} workers"
-        if name not in measured:
-            measured[name] = measure(kind, workers, chosen.repeats)
-            if chosen.measured:
-                chosen.measured.write_text(json.dumps(measured, indent=1))
-    rows = list(itertools.chain.from_iterable(measured.values()))
+        rows = [json.loads(line) for line in chosen.measured.read_text().splitlines()]
     for row in rows:
         row["link"] = row["link"] and tuple(row["link"])
+
+    def keep(row):
+        print(row, file=sys.stderr)
+        if chosen.measured:
+            with chosen.measured.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    for kind, workers in itertools.product(("loopback", "links"), chosen.workers):
+        measure(kind, workers, chosen.repeats, rows, keep)
+    measure("training", 2, chosen.repeats, rows, keep)
     report = scaling_report.Report(rows, len(os.sched_getaffinity(0)))
     print(report.tables())
     if chosen.picture:
