@@ -105,7 +105,7 @@ class Worker:
             seconds = (time.perf_counter() - begin) / count
             if repeat < 0:
                 # All workers must do the same number: the slowest of them decides.
-                count = max(2, min(_LONGEST, int(self._least(_CALL_S / seconds))))
+                count = max(3, min(_LONGEST, int(self._least(_CALL_S / seconds))))
             else:
                 times.append(seconds)
         return times
