@@ -205,13 +205,27 @@ class Report:
                     what="train", link=link, batch=batch, buckets=buckets, compiled=compiled
                 )
                 cells.append(f"{1e3 * seconds:.0f}")
+            gains = [
+                cost.hidden_s(
+                    2 * batch,
+                    _FLOAT * train[0]["size"],
+                    2,
+                    self._step_of(train[0]["size"]),
+                    self.work,
+                    self._link(link, 2),
+                    buckets,
+                )
+                for buckets in sorted({buckets for buckets, _ in ways} - {0, 1})
+            ]
+            cells.append(" · ".join(f"{1e3 * gain:.0f}" for gain in gains))
             lines.append(cells)
         heads = [
-            ("no reduction" if buckets == 0 else f"{buckets} messages")
+            ("no reduction" if buckets == 0 else f"{buckets} message{'s'[: buckets - 1]}")
             + (", XLA" if compiled else "")
             for buckets, compiled in ways
         ]
-        return _table(["2 workers, 10 M weights; ms a step", "examples each", *heads], lines)
+        heads = ["2 workers, 10 M weights; ms a step", "examples each", *heads]
+        return _table([*heads, "gain foretold for the last ones"], lines)
 
     def _foretold(self):
         lines = []
