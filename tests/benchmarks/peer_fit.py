@@ -1,13 +1,10 @@
 """Peer: Keras's `model.fit`.
 
-    peer_fit.py DATA EPOCHS [fast] [mirrored]
-
-fast: with jit_compile=True, steps_per_execution=100, which is what makes `fit` fastest here;
-mirrored: on two logical CPU devices.
+jit: with jit_compile=True; many: with steps_per_execution=100 too, which is what makes `fit`
+fastest here; mirrored: on two logical CPU devices.
 """
 
 import contextlib
-import sys
 
 import keras
 import tensorflow as tf
@@ -26,28 +23,30 @@ class Watch(keras.callbacks.Callback):
 
 
 def main() -> None:
-    (x, y), held = workload.start()
-    epochs, how = int(sys.argv[2]), sys.argv[3:]
-    options = {"jit_compile": True, "steps_per_execution": 100} if "fast" in how else {}
+    begun = workload.start()
+    work, (x, y) = begun.work, begun.train
+    options = {"jit_compile": True} if "jit" in begun.how or "many" in begun.how else {}
+    if "many" in begun.how:
+        options["steps_per_execution"] = min(100, work.steps)
     scope = contextlib.nullcontext()
-    if "mirrored" in how:
+    if "mirrored" in begun.how:
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(
             cpu, [tf.config.LogicalDeviceConfiguration()] * 2
         )
         scope = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope()
     with scope:
-        model = workload.keras_model()
+        model = work.keras_model()
         model.compile(
-            optimizer=keras.optimizers.SGD(workload.LEARNING_RATE),
+            optimizer=work.keras_optimizer(),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             **options,
         )
-    model.fit(x, y, batch_size=workload.BATCH, epochs=1, verbose=0)
-    loss = workload.keras_loss(model, held)
+    model.fit(x, y, batch_size=work.batch, epochs=1, verbose=0)
+    loss = workload.keras_loss(model, begun.held)
     watch = Watch()
-    model.fit(x, y, batch_size=workload.BATCH, epochs=epochs, verbose=0, callbacks=[watch])
-    workload.report(steps=epochs * workload.STEPS, seconds=watch.seconds, loss=loss)
+    model.fit(x, y, batch_size=work.batch, epochs=begun.epochs, verbose=0, callbacks=[watch])
+    workload.report(steps=begun.epochs * work.steps, seconds=watch.seconds, loss=loss)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Peer: TensorFlow's tutorials 'Custom training with tf.distribute.Strategy' and its sequel.
 
-    peer_tutorial.py DATA EPOCHS default|mirrored|multi_worker
-
 https://www.tensorflow.org/tutorials/distribute/custom_training and …/multi_worker_with_ctl: a
 tf.function that takes a batch from a distributed iterator and calls strategy.run, once a step.
 mirrored: on two logical CPU devices; multi_worker: one process of the cluster in TF_CONFIG.
@@ -9,18 +7,17 @@ mirrored: on two logical CPU devices; multi_worker: one process of the cluster i
 
 import json
 import os
-import sys
 
 import keras
 import tensorflow as tf
 import workload
 
 
-def make_strategy(name: str) -> tf.distribute.Strategy:
+def make_strategy(how: list[str]) -> tf.distribute.Strategy:
     """Must come before any other operation of TensorFlow's."""
-    if name == "multi_worker":
+    if "multi_worker" in how:
         return tf.distribute.MultiWorkerMirroredStrategy()
-    if name == "mirrored":
+    if "mirrored" in how:
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(
             cpu, [tf.config.LogicalDeviceConfiguration()] * 2
@@ -30,20 +27,20 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 
 
 def main() -> None:
-    epochs = int(sys.argv[2])
-    strategy = make_strategy(sys.argv[3])
-    (x, y), held = workload.start()
+    begun = workload.start()
+    work = begun.work
+    strategy = make_strategy(begun.how)
     # repeat(): under several workers the end of a dataset would cost a collective at every step.
-    dataset = tf.data.Dataset.from_tensor_slices((x, y))
-    dataset = dataset.shuffle(1024, seed=0).batch(workload.BATCH).repeat()
+    dataset = tf.data.Dataset.from_tensor_slices(begun.train)
+    dataset = dataset.shuffle(1024, seed=0).batch(work.batch).repeat()
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     iterator = iter(strategy.experimental_distribute_dataset(dataset.with_options(options)))
 
     keras.utils.set_random_seed(0)
     with strategy.scope():
-        model = workload.keras_model()
-        optimizer = keras.optimizers.SGD(workload.LEARNING_RATE)
+        model = work.keras_model()
+        optimizer = work.keras_optimizer()
         loss_object = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)
 
     @tf.function
@@ -52,7 +49,7 @@ def main() -> None:
             images, labels = inputs
             with tf.GradientTape() as tape:
                 losses = loss_object(labels, model(images, training=True))
-                loss = tf.nn.compute_average_loss(losses, global_batch_size=workload.BATCH)
+                loss = tf.nn.compute_average_loss(losses, global_batch_size=work.batch)
             gradients = tape.gradient(loss, model.trainable_variables)
             optimizer.apply(gradients, model.trainable_variables)
             return loss
@@ -62,19 +59,19 @@ def main() -> None:
 
     def epoch() -> float:
         total_loss = 0.0
-        for _ in range(workload.STEPS):
+        for _ in range(work.steps):
             total_loss += train_step(iterator)
-        return float(total_loss) / workload.STEPS
+        return float(total_loss) / work.steps
 
     epoch()
-    loss = workload.keras_loss(model, held)
+    loss = workload.keras_loss(model, begun.held)
     clock = workload.Clock()
-    for _ in range(epochs):
+    for _ in range(begun.epochs):
         print(f"loss {epoch():.4f}")
     seconds = clock.seconds()
     task = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {})
     if task.get("index", 0) == 0:
-        workload.report(steps=epochs * workload.STEPS, seconds=seconds, loss=loss)
+        workload.report(steps=begun.epochs * work.steps, seconds=seconds, loss=loss)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 What is measured is in workload.py, who takes part in contenders.py. The rounds are interleaved:
 each runs every contender once, as a process of its own, and the table has the medians over the
-rounds. Ratios are taken within a round. It takes about two minutes a round.
+rounds. Ratios are taken within a round. Without flags it measures what the README shows, which
+takes about ten minutes; --model, --batch or --optimizer choose one workload.
 """
 
 import argparse
@@ -20,12 +21,23 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from contenders import CONTENDERS, Contender, Figure, run
+from contenders import CONTENDERS, Contender, Figure, data_file, run
+from workload import CLASSES, Workload
+
+if TYPE_CHECKING:
+    from picture import Bar
 
 _VERSIONS = ("tensorflow", "keras", "torch", "jax", "numpy")
-# A model that knows nothing has the loss ln 10; one epoch brings it to about 2.05.
-_LEARNED = 0.96 * math.log(10)
+# Workloads and rounds of the README.
+_SITTING = (
+    (Workload(), 3),
+    (Workload(batch=1024), 1),
+    (Workload(model="cnn", optimizer="adam"), 1),
+)
+# A model that knows nothing has this loss; one epoch must bring it down.
+_LEARNED = 0.96 * math.log(CLASSES)
 
 Results = dict[str, list[Figure | None]]  # by contender, one for each round; None: it failed
 
@@ -34,8 +46,12 @@ def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [contender.name for contender in CONTENDERS]
-    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    parser.add_argument("--rounds", type=int, help="default: 3 of the usual workload, 1 of others")
     parser.add_argument("--only", default="", help="of: " + ",".join(names) + "; default: all")
+    parser.add_argument("--model", choices=("mlp", "cnn"), help="default: mlp")
+    parser.add_argument("--batch", type=int, choices=(64, 1024), help="default: 64")
+    parser.add_argument("--optimizer", choices=("sgd", "adam"), help="default: sgd")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draws the tables too")
     parser.add_argument(
         "--python",
         default=sys.executable,
@@ -45,19 +61,32 @@ def options() -> argparse.Namespace:
     chosen.only = chosen.only.split(",") if chosen.only else names
     if unknown := set(chosen.only) - set(names):
         parser.error(f"--only: {', '.join(sorted(unknown))}: not one of {', '.join(names)}")
-    if chosen.rounds < 1:
+    if chosen.rounds is not None and chosen.rounds < 1:
         parser.error(f"--rounds={chosen.rounds}: at least 1")
+    given = {
+        name: value
+        for name in ("model", "batch", "optimizer")
+        if (value := getattr(chosen, name)) is not None
+    }
+    sitting = ((Workload(**given), 3),) if given else _SITTING
+    chosen.sitting = [(work, chosen.rounds or rounds) for work, rounds in sitting]
     return chosen
 
 
-def write_data(scratch: Path) -> None:
-    """mnist.npz for the peers, all 60,000 pictures: x uint8 [n, 28, 28], y uint8 [n]."""
+def write_data(work: Workload, scratch: Path) -> None:
+    """See `data_file`."""
+    code = """
+import sys, numpy
+from dist_train.mnist import files
+(x, y), (x_test, y_test) = files.read(None)
+count = int(sys.argv[2])
+numpy.savez(
+    sys.argv[1], x_train=x[:count], y_train=y[:count], x_test=x_test[:100], y_test=y_test[:100]
+)
+"""
     # In a process of its own: this one's path is the folder of this script.
-    code = (
-        "import sys, numpy; from dist_train.mnist import files; (x, y), _ = files.read(None);"
-        " numpy.savez(sys.argv[1], x=x, y=y)"
-    )
-    run([sys.executable, "-c", code, str(scratch / "mnist.npz")], scratch)
+    path, count = data_file(work, scratch), work.examples + work.held
+    run([sys.executable, "-c", code, str(path), str(count)], scratch)
 
 
 def installed_versions(python: str, scratch: Path) -> dict[str, str]:
@@ -75,8 +104,27 @@ print(json.dumps(found))
     return json.loads(run([python, "-c", code, *_VERSIONS], scratch))
 
 
+def blas(scratch: Path) -> str:
+    """The kernels and threads of numpy's products, if threadpoolctl is there to tell."""
+    code = """
+try:
+    import numpy, threadpoolctl
+except ImportError:
+    pass
+else:
+    for pool in threadpoolctl.threadpool_info():
+        if pool["user_api"] == "blas":
+            print(pool["internal_api"], pool["architecture"], pool["num_threads"], "threads")
+"""
+    return run([sys.executable, "-c", code], scratch).strip()
+
+
 def measure(
-    contenders: list[Contender], pythons: dict[str, str], rounds: int, scratch: Path
+    contenders: list[Contender],
+    pythons: dict[str, str],
+    work: Workload,
+    rounds: int,
+    scratch: Path,
 ) -> Results:
     """Runs all, round by round."""
     results: Results = {contender.name: [] for contender in contenders}
@@ -84,74 +132,121 @@ def measure(
         for contender in contenders:
             figure, begin = None, time.monotonic()
             try:
-                figure = contender.measure(pythons[contender.module], scratch)
-                text = f"{figure.value:,.1f}  loss {figure.loss:.4f}"
+                figure = contender.measure(pythons[contender.module], work, scratch)
+                text = f"{figure.value:,.1f}"
+                if figure.loss is not None:
+                    text += f"  loss {figure.loss:.4f}"
             except subprocess.SubprocessError as error:
                 text = f"failed: {error}"
             results[contender.name].append(figure)
             text += f"  ({time.monotonic() - begin:.0f} s)"
-            print(f"round {number + 1}  {contender.name}: {text}", file=sys.stderr, flush=True)
+            where = f"{work.name}, round {number + 1}  {contender.name}"
+            print(f"{where}: {text}", file=sys.stderr, flush=True)
     return results
 
 
-def row(contender: Contender, results: Results) -> list[str]:
-    """A line of the table: label, figure, ratio, goal, loss."""
-    figures = [figure for figure in results[contender.name] if figure is not None]
-    goal = f"{contender.goal:g}" if contender.goal else ""
-    if not figures:
-        return [contender.label, "failed", "", goal and f"≥ {goal} ×", ""]
-    value = statistics.median(figure.value for figure in figures)
-    loss = statistics.median(figure.loss for figure in figures)
-    learned = f"{loss:.3f}" if loss < _LEARNED else f"{loss:.3f}: **does not learn**"
-    if contender.name == "command":
-        return [contender.label, f"{value:.2f} s", "", f"< {goal} s", learned]
+def ratio(contender: Contender, results: Results) -> float | None:
+    """How many times as fast ours is as a peer, or as one of ours is as the first of ours."""
     ratios = [
-        ours.value / theirs.value
+        theirs.value / ours.value if contender.ours else ours.value / theirs.value
         for ours, theirs in zip(
             results.get(contender.rival or "", []), results[contender.name], strict=False
         )
         if ours is not None and theirs is not None
     ]
-    ratio = f"{statistics.median(ratios):.2f} ×" if ratios else ""
-    return [contender.label, f"{value:,.0f}", ratio, goal and f"≥ {goal} ×", learned]
+    return statistics.median(ratios) if ratios else None
 
 
-def hardware(versions: dict[str, str]) -> str:
+def row(contender: Contender, work: Workload, results: Results) -> list[str]:
+    """A line of the table: label, figure, ratio, goal, loss."""
+    figures = [figure for figure in results[contender.name] if figure is not None]
+    goal = contender.goal_at(work)
+    aim = f"≥ {goal:g} ×" if goal else ""
+    if not figures:
+        return [contender.label, "failed", "", aim, ""]
+    value = statistics.median(figure.value for figure in figures)
+    losses = [figure.loss for figure in figures if figure.loss is not None]
+    loss = statistics.median(losses) if losses else None
+    learned = "" if loss is None else f"{loss:.3f}"
+    if loss is not None and loss >= _LEARNED:
+        learned += ": **does not learn**"
+    if not contender.epochs:
+        return [contender.label, f"{value:.2f} s", "", f"≤ {goal:g} s", learned]
+    times = ratio(contender, results)
+    shown = "" if times is None else f"{times:.2f} ×"
+    if shown and contender.ours:
+        shown += f" {contender.rival}"
+    return [contender.label, f"{value:,.0f}", shown, aim, learned]
+
+
+def bars(contenders: list[Contender], work: Workload, results: Results) -> "list[Bar]":
+    """The lines of the table that have steps per second, for the picture."""
+    from picture import Bar  # late: the tables do without matplotlib
+
+    found = []
+    for contender in contenders:
+        figures = [f.value for f in results.get(contender.name, []) if f is not None]
+        if figures and contender.epochs:
+            found.append(
+                Bar(
+                    label=re.sub("[*`]", "", contender.label),
+                    value=statistics.median(figures),
+                    times=ratio(contender, results),
+                    goal=contender.goal_at(work),
+                    ours=contender.ours,
+                )
+            )
+    return found
+
+
+def hardware(versions: dict[str, str], kernels: str) -> str:
     """One line on the machine and the software."""
     found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     cpu = found[1] if found else platform.machine()
     cores = len(os.sched_getaffinity(0))
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    packages += f" ({kernels})" if kernels else ""
     return f"{cpu}, {cores} cores; Python {platform.python_version()}, {packages}"
 
 
 def main() -> int:
-    """Prints the table, as Markdown; 1 if a contender failed or did not learn."""
+    """Prints the tables, as Markdown; 1 if a contender failed or did not learn."""
     chosen = options()
     # So that what runs is stopped on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     rivals = {contender.rival for contender in CONTENDERS if contender.name in chosen.only}
     wanted = [c for c in CONTENDERS if c.name in chosen.only or c.name in rivals]
     pythons = {"tensorflow": sys.executable, "torch": chosen.python, "jax": chosen.python}
+    tables: dict[Workload, Results] = {}
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         have = {python: installed_versions(python, scratch) for python in pythons.values()}
-        there = [c for c in wanted if c.module in have[pythons[c.module]]]
-        write_data(scratch)
-        results = measure(there, pythons, chosen.rounds, scratch)
+        kernels = blas(scratch)
+        for work, rounds in chosen.sitting:
+            write_data(work, scratch)
+            there = [c for c in wanted if c.takes(work) and c.module in have[pythons[c.module]]]
+            tables[work] = measure(there, pythons, work, rounds, scratch)
 
-    versions = {**have[chosen.python], **have[sys.executable]}
-    print(hardware(versions) + f"; medians of {chosen.rounds} interleaved rounds\n")
-    print("| loop | steps/s | dist_train is | goal | loss after an epoch |")
-    print("|---|---|---|---|---|")
-    for contender in wanted:
-        if contender.name in results:
-            cells = row(contender, results)
-        else:
-            cells = [contender.label, f"{contender.module} is not installed", "", "", ""]
-        print("| " + " | ".join(cells) + " |")
-    figures = [figure for row in results.values() for figure in row]
-    return int(any(figure is None or figure.loss >= _LEARNED for figure in figures))
+    print(hardware({**have[chosen.python], **have[sys.executable]}, kernels))
+    for work, rounds in chosen.sitting:
+        print(f"\n{work.name}; medians of {rounds} interleaved rounds\n")
+        print("| loop | steps/s | dist_train is | goal | loss after an epoch |")
+        print("|---|---|---|---|---|")
+        for contender in wanted:
+            if contender.name in tables[work]:
+                cells = row(contender, work, tables[work])
+            elif contender.takes(work):
+                cells = [contender.label, f"{contender.module} is not installed", "", "", ""]
+            else:
+                continue
+            print("| " + " | ".join(cells) + " |")
+    if chosen.picture:
+        from picture import draw
+
+        panels = {work.name: bars(wanted, work, results) for work, results in tables.items()}
+        draw(panels, chosen.picture)
+    figures = [f for results in tables.values() for row in results.values() for f in row]
+    return int(any(f is None or (f.loss is not None and f.loss >= _LEARNED) for f in figures))
 
 
 if __name__ == "__main__":
