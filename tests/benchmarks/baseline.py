@@ -3,9 +3,10 @@
     python tests/benchmarks/baseline.py [--update]
 
 Steps per second say more about the machine than about us, so what is compared is a ratio: our step
-beside its own matrix products on one thread, by turns in one process, each at its best of many
-short turns. baseline.json holds the ratios that --update wrote. Below half of one, twice in a row,
-is a failure: processors and neighbours make less of a difference.
+beside its own matrix products, by turns in one process, each at its best of several short turns.
+The process has one core, so that neighbours take as much from the one as from the other.
+baseline.json holds the ratios that --update wrote. Below half of one, twice in a row, is a failure:
+processors make less of a difference.
 """
 
 import argparse
@@ -35,11 +36,12 @@ _TIMEOUT_S = 120.0
 
 
 def measure(name: str) -> dict[str, float]:
-    """Steps per second of one case, in this process, which has not run TensorFlow yet.
+    """Steps per second of one case, in this process, which has not imported TensorFlow yet.
 
     Returns:
       {"step": our steps per second, "products": of the products alone}, each at its best.
     """
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     from floor import Products
 
     import dist_train
@@ -76,6 +78,11 @@ def measure(name: str) -> dict[str, float]:
     return best
 
 
+def read() -> dict[str, float]:
+    """The ratios that --update wrote, by case."""
+    return json.loads(BASELINE.read_text())
+
+
 def rate(work: Callable[[], int], seconds: float) -> float:
     """How much `work` does per second, called until so many seconds are over."""
     begin, done = time.perf_counter(), 0
@@ -86,21 +93,20 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 
 def run(name: str) -> dict[str, float]:
     """`measure` in a process of its own."""
-    environment = {
-        name: v for name, v in os.environ.items() if not name.startswith("OPENBLAS_")
-    } | {
-        "OPENBLAS_NUM_THREADS": "1",
+    environment = {key: v for key, v in os.environ.items() if not key.startswith("OPENBLAS_")} | {
+        "OPENBLAS_NUM_THREADS": "1",  # it would start as many as the machine has cores
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     done = subprocess.run(
         [sys.executable, __file__, f"--measure={name}"],
         env=environment,
-        stdout=subprocess.PIPE,
+        capture_output=True,  # TensorFlow's import says that there is no GPU
         text=True,
         timeout=_TIMEOUT_S,
-        check=True,
     )
+    if done.returncode:
+        sys.exit(f"{name}: exit status {done.returncode}\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -146,7 +152,7 @@ def main() -> int:
     if chosen.measure:
         print(json.dumps(measure(chosen.measure)))
         return 0
-    stored = {} if chosen.update else json.loads(BASELINE.read_text())
+    stored = {} if chosen.update else read()
     ratios, slow = check(stored, run, lambda line: print(line, flush=True))
     if chosen.update:
         rounded = {name: round(ratio, 3) for name, ratio in ratios.items()}
