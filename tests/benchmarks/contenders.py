@@ -246,6 +246,7 @@ CONTENDERS = (
         name="products_one",
         label="floor: the same, one thread",
         rival="dist_train",
+        goal=0.8,
         script=("floor.py", "products"),
         models=("mlp",),
         environment={"OPENBLAS_NUM_THREADS": "1"},
