@@ -73,13 +73,31 @@ class Config:
     )
     model: str = _setting(
         "mlp",
-        "For the built-in task: mlp (784-64-64-10) or cnn (16-32-64 channels).",
+        "For the built-in task: mlp (784-64-64-10), mlp512 (784-512-512-10), cnn (16-32-64"
+        " channels) or cnn128 (16-64-128).",
         trajectory=True,
     )
     data_dir: str | None = _setting(
         None,
         "A folder with the four IDX files (plain or .gz), or an .npz with x_train, y_train,"
         " x_test, y_test. Default: the MNIST inside the package.",
+    )
+    augment_shift: int = _setting(
+        0,
+        "For the built-in task, as the two below, in training: each picture is moved by up to so"
+        " many whole pixels on each axis.",
+        trajectory=True,
+        lower=0,
+    )
+    augment_zoom: float = _setting(
+        0.0,
+        "Each picture shrinks or grows by up to this share on each axis.",
+        trajectory=True,
+        lower=0.0,
+        upper=1.0,
+    )
+    augment_flip: bool = _setting(
+        False, "Half of the pictures are mirrored, left to right.", trajectory=True
     )
     batch_size: int = _setting(
         64, "Examples per step over all replicas (the global batch).", trajectory=True, lower=1

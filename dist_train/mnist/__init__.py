@@ -3,11 +3,16 @@
 It is written against the interface that every user has: a function from a Config to a Task.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import keras
 import tensorflow as tf
 
 from dist_train import Arrays, Config, Task, UsageError
 from dist_train.mnist import files
+from dist_train.mnist.augmentation import moved
 
 _CLASSES = 10
 
@@ -24,6 +29,15 @@ def task(config: Config) -> Task:
             f" use less than {len(x)}"
         )
     split = len(x) - validation
+
+    def preprocess(x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor | None) -> tuple[Any, Any]:
+        """uint8 [batch, 28, 28] in 0..255 -> float32 in 0..1, moved in training if asked for."""
+        x = tf.cast(x, tf.float32) / 255.0
+        shift, zoom, flip = config.augment_shift, config.augment_zoom, config.augment_flip
+        if seed is not None and (shift or zoom or flip):
+            x = moved(x, seed, shift=shift, zoom=zoom, flip=flip)
+        return x, y
+
     return Task(
         model=_MODELS[config.model],
         train=Arrays(x[:split], y[:split]),
@@ -31,27 +45,21 @@ def task(config: Config) -> Task:
         test=Arrays(x_test, y_test),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics={"accuracy": keras.metrics.sparse_categorical_accuracy},
-        preprocess=_scale,
+        preprocess=preprocess,
     )
 
 
-def _scale(x, y, seed):
-    """uint8 [batch, 28, 28] in 0..255 -> float32 in 0..1; nothing here is random."""
-    del seed
-    return tf.cast(x, tf.float32) / 255.0, y
-
-
-def mlp() -> keras.Model:
-    """784-64-64-10: [batch, 28, 28] -> [batch, 10] logits, whose softmax are probabilities."""
+def mlp(width: int = 64, name: str = "mlp") -> keras.Model:
+    """784-width-width-10: [batch, 28, 28] -> [batch, 10] logits; their softmax: probabilities."""
     return keras.Sequential(
         [
             keras.Input((28, 28)),
             keras.layers.Flatten(),
-            keras.layers.Dense(64, activation="relu"),
-            keras.layers.Dense(64, activation="relu"),
+            keras.layers.Dense(width, activation="relu"),
+            keras.layers.Dense(width, activation="relu"),
             keras.layers.Dense(_CLASSES),
         ],
-        name="mlp",
+        name=name,
     )
 
 
@@ -74,4 +82,30 @@ def cnn() -> keras.Model:
     )
 
 
-_MODELS = {"mlp": mlp, "cnn": cnn}
+def cnn128() -> keras.Model:
+    """Convolutions of 16, 64, 128 channels: [batch, 28, 28] -> [batch, 10] logits.
+
+    Three times the weights of `cnn`, and on CPU as fast: the later convolutions do without padding.
+    """
+    return keras.Sequential(
+        [
+            keras.Input((28, 28)),
+            keras.layers.Reshape((28, 28, 1)),
+            keras.layers.Conv2D(16, 3, activation="relu"),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Conv2D(64, 3, activation="relu"),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Conv2D(128, 3, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(_CLASSES),
+        ],
+        name="cnn128",
+    )
+
+
+_MODELS: dict[str, Callable[[], keras.Model]] = {
+    "mlp": mlp,
+    "mlp512": functools.partial(mlp, 512, "mlp512"),
+    "cnn": cnn,
+    "cnn128": cnn128,
+}

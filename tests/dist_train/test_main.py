@@ -116,7 +116,7 @@ def test_readme_names_each_flag_and_its_default(tmp_path):
     [
         (["--initial_weights=none.keras"], "none.keras"),
         pytest.param(["--task=json:nothing"], "json has no 'nothing'", marks=SLOW),
-        pytest.param(["--model=transformer"], "not one of mlp, cnn", marks=SLOW),
+        pytest.param(["--model=transformer"], "not one of mlp, mlp512, cnn, cnn128", marks=SLOW),
         pytest.param(["--data_dir=file"], "neither a folder", marks=SLOW),
         pytest.param(["--validation_size=60000"], "leaves nothing of 60000", marks=SLOW),
         pytest.param(["--optimizer=sgdd"], "is not one of", marks=SLOW),
