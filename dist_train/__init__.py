@@ -7,6 +7,7 @@ logical devices and the workers' connections must be settled before it initializ
 from dist_train.config import Config
 from dist_train.errors import DistTrainError, RunError, Stopped, UsageError
 from dist_train.examples import Arrays, Dataset, Source
+from dist_train.options import recipe
 from dist_train.result import Result
 from dist_train.start import train
 from dist_train.task import Task
@@ -22,5 +23,6 @@ __all__ = [
     "Stopped",
     "Task",
     "UsageError",
+    "recipe",
     "train",
 ]

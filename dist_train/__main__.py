@@ -87,7 +87,7 @@ def run() -> None:
     options.define_flags(flags.FLAGS)
     options.define_help(flags.FLAGS)
     try:
-        argv = flags.FLAGS(sys.argv)
+        argv = options.parse(flags.FLAGS, sys.argv)
     except flags.Error as error:
         print(f"error: {options.explain(error, flags.FLAGS)}", file=sys.stderr)
         sys.exit(UsageError.exit_status)

@@ -5,7 +5,8 @@ import difflib
 import re
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags
@@ -16,7 +17,7 @@ from dist_train.settings import kind_of
 
 # What --help shows; --helpfull shows all.
 _GROUPS = {
-    "What to train": ("task", "model", "data_dir", "validation_size"),
+    "What to train": ("recipe", "task", "model", "data_dir", "validation_size"),
     "How": ("batch_size", "epochs", "optimizer", "learning_rate", "lr_schedule", "seed", "dtype"),
     "Where": ("strategy", "devices"),
     "The run": ("workdir", "log_steps", "eval_epochs", "checkpoint_steps"),
@@ -32,11 +33,16 @@ _PLAINER = {
     "could not convert string to float": "not a number",
     r"\('Non-boolean argument": "neither true nor false",
 }
+_RECIPE = (
+    "Flags for a known result, from a file inside the package; those of the command line win over"
+    " them. Default: none."
+)
+_RECIPES = {file.stem: file for file in Path(__file__).with_name("recipes").glob("*.flags")}
 _WIDTH = 98
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    """Defines one flag per field of Config, with its default, help and bounds, and --compare."""
+    """Defines a flag per field of Config, with its default, help, bounds; --recipe, --compare."""
     for field in dataclasses.fields(Config):
         kind, _ = kind_of(field)
         name, meta, default = field.name, field.metadata, field.default
@@ -54,7 +60,36 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         else:
             define = flags.DEFINE_bool if kind is bool else flags.DEFINE_string
         define(name=name, default=default, help=meta["help"], **options)
+    flags.DEFINE_enum("recipe", None, sorted(_RECIPES), _RECIPE, flag_values=flag_values)
     flags.DEFINE_string("compare", None, _COMPARE, flag_values=flag_values)
+
+
+def parse(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Parses a command with its recipe, if it names one; returns what stands beside the flags.
+
+    Raises:
+      flags.Error: a flag is unknown, or its value is not allowed.
+    """
+    rest = flag_values(argv)
+    if flag_values.recipe is not None:  # of a flag that comes twice the last one holds
+        file = f"--flagfile={_RECIPES[flag_values.recipe]}"
+        rest = flag_values([argv[0], file, *argv[1:]])
+    return rest
+
+
+def recipe(name: str, **settings: Any) -> Config:
+    """The Config of `dist-train --recipe=NAME`, with some settings in the place of its own.
+
+    Raises:
+      UsageError: there is no recipe of that name, or a setting is out of bounds.
+    """
+    values = flags.FlagValues()
+    define_flags(values)
+    try:
+        parse(values, ["dist-train", f"--recipe={name}"])
+    except flags.Error as error:
+        raise UsageError(explain(error, values)) from None
+    return dataclasses.replace(from_flags(values), **settings)
 
 
 def define_help(flag_values: flags.FlagValues) -> None:

@@ -54,6 +54,8 @@ def assert_one_line(done, status, message):
         (["--frobnicate"], {}, "unknown flag --frobnicate; --helpfull lists all"),
         (["--strategy=ring"], {}, "strategy"),
         (["--devices=2"], {}, "use --strategy=mirrored"),
+        (["--recipe=nosuch"], {}, "should be one of <cnn|fashion|guide|mlp>"),
+        (["--batch_size=0", "--recipe=cnn"], {}, "batch_size"),
         (["extra"], {}, "unexpected argument 'extra'"),
         (["--strategy=multi_worker"], {}, "TF_CONFIG"),
         (["--strategy=multi_worker"], {"TF_CONFIG": "{"}, "not JSON"),
@@ -108,7 +110,8 @@ def test_readme_names_each_flag_and_its_default(tmp_path):
         assert len(values) in (1, len(names)), line
         documented.update(zip(names, values * (len(names) // len(values)), strict=True))
     assert documented == defaults
-    assert set(defaults) == {field.name for field in dataclasses.fields(Config)} | {"compare"}
+    settings = {field.name for field in dataclasses.fields(Config)}
+    assert set(defaults) == settings | {"compare", "recipe"}
 
 
 @pytest.mark.parametrize(
