@@ -1,12 +1,13 @@
 """The training step, fused: one flat vector, one collective, no Python between two steps.
 
-Each replica computes its part of the global batch's gradients and sums and lays them end to end in
-one float32 vector; one all_reduce(SUM) adds the replicas' vectors; what is not linear (the mean,
-clipping, the optimizer) comes after it, alike on every replica. So the result does not depend on
-how the batch was divided.
+Each replica computes its part of the global batch's gradients and sums. Where there are several,
+each lays them end to end in one float32 vector, and one all_reduce(SUM) adds the vectors. What is
+not linear (the mean, clipping, the optimizer) comes after it, alike on every replica. So the result
+does not depend on how the batch was divided.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -105,8 +106,8 @@ class TrainLoop:
             # A loop of strategy.run: a collective cannot be inside a program of XLA's, so only
             # the forward and backward pass are.
             if jit_compile:
-                self._vector = tf.function(  # type: ignore[method-assign]
-                    self._vector, jit_compile=True, autograph=False
+                self._share = tf.function(  # type: ignore[method-assign]
+                    self._share, jit_compile=True, autograph=False
                 )
             self._run = tf.function(self._loop(self._distributed_step), autograph=False)
 
@@ -183,8 +184,8 @@ class TrainLoop:
                 added = tf.where(tf.math.is_finite(tail[0]), tail[: self._sums], 0.0)
                 return step + 1, sums + added, tail, last
 
-            sizes = self._sizes if self._carries_gradient else [1]
-            last = [tf.zeros([size]) for size in sizes]
+            carried = self._variables if self._carries_gradient else ()
+            last = [tf.zeros(variable.shape) for variable in carried] or [tf.zeros([])]
             zeros = (start, tf.zeros([self._sums]), tf.zeros([self._tail]), last)
             done, sums, tail, last = tf.while_loop(healthy, body, zeros, parallel_iterations=1)
             return done, sums, tail, tf.linalg.global_norm(last) / tail[1]
@@ -201,7 +202,7 @@ class TrainLoop:
         """One step in replica context.
 
         Returns:
-          The reduced sums and signals; vectors with the global norm of the reduced gradient, if the
+          The reduced sums and signals; tensors with the global norm of the reduced gradient, if the
           step is the last of the call.
         """
         ids = chunk.ids[step]
@@ -212,8 +213,8 @@ class TrainLoop:
             batch = ids.shape[0]
             examples, rows = chunk.examples, step * batch + tf.range(batch)
         if self._replicas == 1:
-            signals = tf.stack([next_steps, 0.0, 0.0, 0.0])
-            flat = tf.concat([self._gradients(examples, rows, ids, chunk.epoch), signals], 0)
+            gradients, sums = self._gradients(examples, rows, ids, chunk.epoch)
+            tail = tf.concat([sums, tf.stack([next_steps, 0.0, 0.0, 0.0])], 0)
         else:
             # Gathered out here: XLA would copy all resident examples at each call from outside.
             examples = tf.nest.map_structure(lambda array: tf.gather(array, rows), examples)
@@ -221,19 +222,14 @@ class TrainLoop:
             replica = tf.distribute.get_replica_context()
             proposal = tf.where(replica.replica_id_in_sync_group == 0, next_steps, 0.0)
             stop = self._stop_requested.read_value()
-            local = self._vector(examples, rows, ids, chunk.epoch, proposal, stop)
-            # all_reduce of a bare result fails ("destinations can not be empty").
-            flat = self._reduce(tf.identity(local))
-        gradients, tail = tf.split(flat, [sum(self._sizes), self._tail])
+            local = self._share(examples, rows, ids, chunk.epoch, proposal, stop)
+            gradients, tail = self._separate(self._reduce(self._vector(*local)))
         if self._loss_scale is not None:
-            gradients /= self._loss_scale.scale
-        finite, mean = self._apply(gradients, tail)
-        # A norm in each step costs a small one 2 to 5 %.
-        if self._carries_gradient:
-            last = tf.split(gradients, self._sizes)
-        else:
-            norm = tf.cond(is_last, lambda: tf.linalg.global_norm(mean) * tail[1], lambda: 0.0)
-            last = [tf.reshape(norm, [1])]
+            gradients = [gradient / self._loss_scale.scale for gradient in gradients]
+        finite = self._apply(gradients, tail)
+        last = gradients
+        if not self._carries_gradient:  # a norm in each step costs a small one 2 to 5 %
+            last = [tf.cond(is_last, lambda: tf.linalg.global_norm(gradients), lambda: 0.0)]
         if not self._skip:
             return tail, last
         for variable, before in zip(self._statistics, statistics, strict=True):
@@ -242,11 +238,22 @@ class TrainLoop:
             tail = tf.concat([tf.where(finite, tail[:1], float("nan")), tail[1:]], 0)
         return tail, last
 
+    # The vector is made and taken apart where there are several replicas, and outside of XLA: on a
+    # CPU its concatenation takes a third of a small step.
+
+    def _vector(self, gradients: list[tf.Tensor], tail: tf.Tensor) -> tf.Tensor:
+        return tf.concat([*(tf.reshape(gradient, [-1]) for gradient in gradients), tail], 0)
+
+    def _separate(self, vector: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+        *parts, tail = tf.split(vector, [*self._sizes, self._tail])
+        pairs = zip(parts, self._variables, strict=True)
+        return [tf.reshape(part, variable.shape) for part, variable in pairs], tail
+
     def _reduce(self, vector: tf.Tensor) -> tf.Tensor:
         """The sum over the replicas, in replica context."""
         return tf.distribute.get_replica_context().all_reduce(SUM, vector)
 
-    def _vector(
+    def _share(
         self,
         examples: Any,
         rows: tf.Tensor,
@@ -254,16 +261,17 @@ class TrainLoop:
         epoch: tf.Tensor,
         proposal: tf.Tensor,
         stop: tf.Tensor,
-    ) -> tf.Tensor:
-        """All that this replica gives to the sum."""
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """All that this replica gives to the sum: its gradients; its sums and signals."""
         hashed = self._weight_hash()
         signals = tf.stack([proposal, stop, hashed, hashed * hashed])
-        return tf.concat([self._gradients(examples, rows, ids, epoch), signals], 0)
+        gradients, sums = self._gradients(examples, rows, ids, epoch)
+        return gradients, tf.concat([sums, signals], 0)
 
     def _gradients(
         self, examples: Any, rows: tf.Tensor, ids: tf.Tensor, epoch: tf.Tensor
-    ) -> tf.Tensor:
-        """This replica's gradients and sums, end to end, [weights + sums] float32."""
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """This replica's gradients, float32 in the shapes of the weights, and sums, [sums]."""
         parts = self._program.parts
         if parts == 1:
             return self._part(examples, rows, ids, epoch)
@@ -271,18 +279,22 @@ class TrainLoop:
         padding = [[0, size * parts - ids.shape[0]]]
         rows = tf.reshape(tf.pad(rows, padding), [parts, size])
         ids = tf.reshape(tf.pad(ids, padding, constant_values=-1), [parts, size])
-        flat = tf.zeros([sum(self._sizes) + self._sums])
+
+        def add(part: tf.Tensor, total: tuple) -> tuple:
+            more = self._part(examples, rows[part], ids[part], epoch)
+            return part + 1, tf.nest.map_structure(tf.add, total, more)
+
+        zeros = [tf.zeros(variable.shape) for variable in self._variables]
         return tf.while_loop(
             lambda part, _: part < parts,
-            lambda part, flat: (
-                part + 1,
-                flat + self._part(examples, rows[part], ids[part], epoch),
-            ),
-            (0, flat),
+            add,
+            (0, (zeros, tf.zeros([self._sums]))),
             parallel_iterations=1,
         )[1]
 
-    def _part(self, examples: Any, rows: tf.Tensor, ids: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
+    def _part(
+        self, examples: Any, rows: tf.Tensor, ids: tf.Tensor, epoch: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
         with tf.GradientTape() as tape:
             objective, sums = self._program.sums(examples, rows, ids, epoch)
             if self._loss_scale is not None:
@@ -294,41 +306,38 @@ class TrainLoop:
         )
         # An embedding's gradient comes as the rows that were looked up: the sum wants all of them.
         dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
-        flat = [tf.reshape(tf.cast(gradient, tf.float32), [-1]) for gradient in dense]
-        return tf.concat([*flat, sums], 0)
+        return [tf.cast(gradient, tf.float32) for gradient in dense], sums
 
-    def _apply(self, flat: tf.Tensor, tail: tf.Tensor) -> tuple[tf.Tensor | None, list[tf.Tensor]]:
+    def _apply(self, gradients: list[tf.Tensor], tail: tf.Tensor) -> tf.Tensor | None:
         """The optimizer's update of this replica's weights, from the reduced gradients.
 
         Returns:
           [] bool, whether all was finite and the update was made; None: it was not looked at.
-          The gradient of the mean, a flat float32 vector for each variable.
         """
-        mean = tf.split(flat / tail[1], self._sizes)
-        gradients = [
-            tf.cast(tf.reshape(part, variable.shape), variable.dtype)
-            for part, variable in zip(mean, self._variables, strict=True)
+        means = [
+            tf.cast(gradient / tail[1], variable.dtype)
+            for gradient, variable in zip(gradients, self._variables, strict=True)
         ]
         if self._loss_scale is None and not self._skip:
-            self._optimizer.apply(gradients, self._variables)
-            return None, mean
-        finite = tf.reduce_all(tf.math.is_finite(flat))
+            self._optimizer.apply(means, self._variables)
+            return None
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
         if self._skip:
             finite &= tf.math.is_finite(tail[0])
         tf.cond(
             finite,
-            lambda: self._optimizer.apply(gradients, self._variables),
+            lambda: self._optimizer.apply(means, self._variables),
             lambda: None,
         )
         if self._loss_scale is not None:
             self._loss_scale.update(finite)
-        return finite, mean
+        return finite
 
     def _weight_hash(self) -> tf.Tensor:
-        """[] float32, an integer of 0 to 255 made of the bits of this replica's weights.
+        """[] float32, an integer made of the bits of this replica's weights; see `hash_values`.
 
-        Small, so that the sums over up to 256 replicas are exact in float32; two replicas that
-        differ are found at the next step with a chance of 255 in 256, and go on to differ.
+        Two replicas that differ are found at the next step with a chance of 255 in 256 (if they are
+        not more than 256), and go on to differ.
         """
         total = tf.constant(0, tf.int32)
         for variable in self._variables:
@@ -336,7 +345,16 @@ class TrainLoop:
             total += tf.reduce_sum(bits)
         mixed = tf.bitwise.bitwise_xor(total, tf.bitwise.right_shift(total, 16))
         mixed = tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, 8))
-        return tf.cast(tf.bitwise.bitwise_and(mixed, 255), tf.float32)
+        kept = tf.bitwise.bitwise_and(mixed, hash_values(self._replicas) - 1)
+        return tf.cast(kept, tf.float32)
+
+
+def hash_values(replicas: int) -> int:
+    """How many values a weight hash may have, so that the sum of its squares is exact in float32.
+
+    A power of two, at most 256: replicas · values² <= 2²⁴.
+    """
+    return min(256, 1 << (24 - math.ceil(math.log2(replicas))) // 2)
 
 
 @dataclasses.dataclass(frozen=True)
