@@ -63,7 +63,7 @@ class Config:
         "Replicas per process. 0: all visible GPUs, or one CPU. N on a machine without GPUs: N"
         " logical CPU devices.",
         lower=0,
-        upper=256,  # the most whose weights the step can compare
+        upper=256,  # more than any machine has
     )
     task: str = _setting(
         "mnist",

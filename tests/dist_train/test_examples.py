@@ -114,7 +114,7 @@ def test_one_bit_among_many_changes_the_digest():
     assert digest(Arrays(x, x[:, 0])) != before
 
 
-@pytest.mark.parametrize("dtype", ["S3", "U3", ">i4", "bool", "complex64", "datetime64[s]"])
+@pytest.mark.parametrize("dtype", ["S3", "U3", ">i4", "bool", "complex64"])
 def test_arrays_of_any_dtype_have_a_digest(dtype):
     one = np.array([1, 0, 1]).astype("int64").astype(dtype)
     other = np.array([1, 1, 1]).astype("int64").astype(dtype)
