@@ -62,6 +62,7 @@ def test_arrays_and_readers_are_sources():
         (_X, np.array([1, None, 2, 3]), "Python objects"),
         (_X, [object()] * 4, "Python objects"),
         (_X, None, "Python objects"),
+        (_X, _Y.astype("datetime64[s]"), "an array is of datetime64"),
         (_X, 3, "no axis of examples"),
         ([[1, 2], [3]], [0, 1], "a list is no array .*give all examples the same shape"),
         ([np.zeros(2), np.zeros(3)], [0, 1], "a list is no array"),
