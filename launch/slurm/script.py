@@ -39,7 +39,7 @@ failures=$(ask %k | sed -n 's/^dist-launch failures=\\([0-9]*\\)$/\\1/p')
 failures=${{failures:-0}}
 near=$((end - $(date +%s) < {near_limit_s} && SECONDS >= {least_s}))
 case $status-$near in
-75-1 | 143-1)
+75-1 | 137-1 | 143-1)  # 137: srun kills who leaves later than the others
     say "at its time limit or preempted; it is requeued"
     ;;
 *)
