@@ -10,10 +10,11 @@ import tensorflow as tf
 from dist_train import layers, optimizers
 from dist_train.config import Config
 from dist_train.errors import UsageError, one_line
+from dist_train.evaluation import make_evaluation
 from dist_train.examples import Arrays, Source
 from dist_train.input import Input, choose
 from dist_train.program import Program, check_labels, example_loss, smoothed
-from dist_train.step import LossScale, TrainLoop, make_evaluation
+from dist_train.step import LossScale, TrainLoop
 from dist_train.task import Task
 
 
@@ -24,7 +25,7 @@ class Parts:
       inputs: {"train" | "validation" | "test": Input}, of what the task has.
       total_steps: of the whole run.
       model, optimizer, program: as they are named.
-      train_loop, evaluation: see `step`.
+      train_loop, evaluation: see `step` and `evaluation`.
       step: [] int64, of the last checkpoint.
       pending: [sums] float64, the sums since the last line of the log. They are state too: a
         resumed run logs the same means.

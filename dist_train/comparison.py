@@ -8,6 +8,7 @@ from typing import Any
 
 from dist_train import metrics, workdir
 from dist_train.errors import RunError, UsageError
+from dist_train.rows import Row, mean_names
 
 _NOT_COMPARED = {"workdir"}
 
@@ -24,7 +25,7 @@ class Run:
 
     name: str
     settings: dict[str, Any]
-    rows: list[metrics.Row]
+    rows: list[Row]
 
     @classmethod
     def read(cls, folder: str) -> "Run":
@@ -37,14 +38,14 @@ class Run:
             raise UsageError(f"compare={folder} has no rows in metrics.jsonl yet; wait for some")
         return cls(folder, workdir.saved_settings(folder), rows)
 
-    def last(self, kind: str) -> metrics.Row:
+    def last(self, kind: str) -> Row:
         """The newest row of a kind, or {}."""
         return next((row for row in reversed(self.rows) if row["kind"] == kind), {})
 
     @property
     def names(self) -> list[str]:
         """The metrics, the loss first."""
-        found = dict.fromkeys(name for row in self.rows for name in metrics.mean_names(row))
+        found = dict.fromkeys(name for row in self.rows for name in mean_names(row))
         return sorted(found, key=lambda name: name != "loss")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dist_train import metrics
 from dist_train.checkpoint import Checkpoints
 from dist_train.errors import RunError, Stopped
+from dist_train.rows import Row
 from dist_train.stopping import StopRequest
 from dist_train.workdir import Workdir
 
@@ -21,7 +22,7 @@ def follow(
     is_over: Callable[[int], bool],
     timeout_s: float,
     validate: Callable[[], dict[str, float] | None],
-    row: Callable[[int], metrics.Row],
+    row: Callable[[int], Row],
 ) -> tuple[dict[str, dict[str, float]], int]:
     """Until the checkpoint of the last step, which the other process writes.
 

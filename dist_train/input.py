@@ -44,6 +44,19 @@ class Chunk(NamedTuple):
     epoch: tf.Tensor
     examples: Any
 
+    def batch(self, step: tf.Tensor, resident: Any) -> tuple[Any, tf.Tensor, tf.Tensor]:
+        """(examples, rows, ids) of a step: arrays, which of their rows [b] int32, and ids [b].
+
+        Args:
+          step: within the chunk.
+          resident: the examples where they live on the device, or ().
+        """
+        ids = self.ids[step]
+        if self.examples == ():
+            return resident, tf.maximum(ids, 0), ids
+        size = ids.shape[0]
+        return self.examples, step * size + tf.range(size), ids
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:

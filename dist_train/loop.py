@@ -26,6 +26,7 @@ from dist_train.outcome import Outcome
 from dist_train.pace import Pace
 from dist_train.profiling import Profile
 from dist_train.result import Means, Result
+from dist_train.rows import Row
 from dist_train.state import State
 from dist_train.step import Progress
 from dist_train.stopping import StopRequest
@@ -380,7 +381,7 @@ class _Loop:
         self._pending = np.zeros(len(names))
         return values
 
-    def _row(self, step: int) -> metrics.Row:
+    def _row(self, step: int) -> Row:
         schedule = self._parts.inputs["train"].schedule
         epoch = -(-step // schedule.steps_per_epoch)
         return {"step": step, "epoch": epoch, "examples": schedule.examples_until(step)}

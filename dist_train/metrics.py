@@ -14,13 +14,7 @@ import numpy as np
 from absl import logging
 
 from dist_train.errors import RunError
-
-Row = dict[str, Any]
-# What a row has besides the means.
-_FACTS = {
-    "kind", "step", "epoch", "examples", "time",
-    "batch_loss", "gradient_norm", "examples_per_second",
-}  # fmt: skip
+from dist_train.rows import Row, mean_names
 
 
 def means(names: Sequence[str], sums: np.ndarray) -> dict[str, float]:
@@ -50,11 +44,6 @@ def read_rows(path: Path) -> list[Row]:
             if isinstance(row, dict) and type(row.get("step")) is int and "kind" in row:
                 rows.append(row)
     return rows
-
-
-def mean_names(row: Row) -> list[str]:
-    """The names of a row's means: the loss, and the task's metrics."""
-    return [name for name in row if name not in _FACTS]
 
 
 class MetricsFile:

@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend.tensorflow.optimizer import TFOptimizer
+from keras.src.optimizers.base_optimizer import BaseOptimizer
 
 from dist_train.errors import UsageError, one_line
 
@@ -139,6 +141,39 @@ def _checked(name: str, chosen: type, further: Mapping[str, Any]) -> dict[str, A
             )
         checked[key] = value
     return checked
+
+
+class _Local(TFOptimizer):
+    """The update of Keras's other backends in the place of TensorFlow's.
+
+    Keras's TensorFlow optimizer sums the gradients over the replicas itself, after it has clipped
+    each replica's own, and then leaves the replica context to update. Both are wrong here: the
+    gradients are reduced already and equal everywhere. Each variable from its gradient is what is
+    wanted; the variables' aggregation is 'none', so an assignment reaches the replica's own copy.
+    """
+
+    _backend_update_step = BaseOptimizer._backend_update_step
+    _apply_weight_decay = BaseOptimizer._apply_weight_decay
+    _backend_increment_gradient_accumulators = (
+        BaseOptimizer._backend_increment_gradient_accumulators
+    )
+    _overwrite_model_variables_with_average_value = (
+        BaseOptimizer._overwrite_model_variables_with_average_value
+    )
+
+
+def update_locally(optimizer: keras.optimizers.Optimizer) -> None:
+    """Lets `apply` update the calling replica's variables from gradients that are reduced already.
+
+    Puts `_Local` before TFOptimizer among the bases of the optimizer's class, so what the class
+    itself overrides still counts: Nadam and Muon have parts of their own.
+    """
+    own = type(optimizer)
+    optimizer.__class__ = type(own.__name__, (own, _Local), {"__module__": own.__module__})
+    # The step counter alone asks for an aggregation, and with it for a merge of the replicas.
+    optimizer._iterations.value._aggregation = tf.VariableAggregation.NONE
+    for inner in getattr(optimizer, "optimizers", ()):  # of a MultiOptimizer
+        update_locally(inner)
 
 
 def check_scaling(optimizer: keras.optimizers.Optimizer) -> None:

@@ -23,6 +23,7 @@ from dist_train import (
 )
 from dist_train.build import Parts
 from dist_train.config import Config, differences
+from dist_train.rows import Row
 from dist_train.task import Task
 from dist_train.workdir import Workdir
 
@@ -150,7 +151,7 @@ class Outcome:
             )
         return shown
 
-    def _summary(self, step: int, rows: list[metrics.Row]) -> dict[str, str]:
+    def _summary(self, step: int, rows: list[Row]) -> dict[str, str]:
         parts = self._parts
         schedule = parts.inputs["train"].schedule
         value, best, _ = parts.best.numpy()

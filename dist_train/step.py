@@ -7,19 +7,17 @@ does not depend on how the batch was divided.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.tensorflow.optimizer import TFOptimizer
-from keras.src.optimizers.base_optimizer import BaseOptimizer
 
+from dist_train.agreement import agree, weight_hash
+from dist_train.optimizers import update_locally
 from dist_train.program import Program
 
-SUM = tf.distribute.ReduceOp.SUM
 # The vector ends with what all workers must know in the same step: the chief's proposal for the
 # length of the next call, the count of workers that were asked to stop, and the sums of the weight
 # hashes and of their squares.
@@ -173,10 +171,9 @@ class TrainLoop:
         ) -> tuple:
             def healthy(step: tf.Tensor, sums: tf.Tensor, tail: tf.Tensor, last: Any) -> tf.Tensor:
                 del sums, last
-                stops, first, second = tail[-3], tail[-2], tail[-1]
-                # Equal hashes h of R replicas: R Σh² = (Σh)², in integers that float32 holds.
-                agree = tf.equal(self._replicas * second, first * first)
-                return (step < stop) & tf.math.is_finite(tail[0]) & (stops == 0.0) & agree
+                stops, hashes, squares = tail[-3], tail[-2], tail[-1]
+                agreed = agree(self._replicas, hashes, squares)
+                return (step < stop) & tf.math.is_finite(tail[0]) & (stops == 0.0) & agreed
 
             def body(step: tf.Tensor, sums: tf.Tensor, tail: tf.Tensor, last: Any) -> tuple:
                 del tail, last
@@ -205,13 +202,8 @@ class TrainLoop:
           The reduced sums and signals; tensors with the global norm of the reduced gradient, if the
           step is the last of the call.
         """
-        ids = chunk.ids[step]
+        examples, rows, ids = chunk.batch(step, data)
         statistics = [tf.identity(variable.value) for variable in self._statistics]
-        if chunk.examples == ():
-            examples, rows = data, tf.maximum(ids, 0)
-        else:
-            batch = ids.shape[0]
-            examples, rows = chunk.examples, step * batch + tf.range(batch)
         if self._replicas == 1:
             gradients, sums = self._gradients(examples, rows, ids, chunk.epoch)
             tail = tf.concat([sums, tf.stack([next_steps, 0.0, 0.0, 0.0])], 0)
@@ -239,7 +231,7 @@ class TrainLoop:
         return tail, last
 
     # The vector is made and taken apart where there are several replicas, and outside of XLA: on a
-    # CPU its concatenation takes a third of a small step.
+    # CPU its concatenation takes a quarter of a small step.
 
     def _vector(self, gradients: list[tf.Tensor], tail: tf.Tensor) -> tf.Tensor:
         return tf.concat([*(tf.reshape(gradient, [-1]) for gradient in gradients), tail], 0)
@@ -251,7 +243,7 @@ class TrainLoop:
 
     def _reduce(self, vector: tf.Tensor) -> tf.Tensor:
         """The sum over the replicas, in replica context."""
-        return tf.distribute.get_replica_context().all_reduce(SUM, vector)
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, vector)
 
     def _share(
         self,
@@ -263,7 +255,7 @@ class TrainLoop:
         stop: tf.Tensor,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """All that this replica gives to the sum: its gradients; its sums and signals."""
-        hashed = self._weight_hash()
+        hashed = weight_hash(self._variables, self._replicas)
         signals = tf.stack([proposal, stop, hashed, hashed * hashed])
         gradients, sums = self._gradients(examples, rows, ids, epoch)
         return gradients, tf.concat([sums, signals], 0)
@@ -333,29 +325,6 @@ class TrainLoop:
             self._loss_scale.update(finite)
         return finite
 
-    def _weight_hash(self) -> tf.Tensor:
-        """[] float32, an integer made of the bits of this replica's weights; see `hash_values`.
-
-        Two replicas that differ are found at the next step with a chance of 255 in 256 (if they are
-        not more than 256), and go on to differ.
-        """
-        total = tf.constant(0, tf.int32)
-        for variable in self._variables:
-            bits = tf.bitcast(tf.cast(variable.value, tf.float32), tf.int32)
-            total += tf.reduce_sum(bits)
-        mixed = tf.bitwise.bitwise_xor(total, tf.bitwise.right_shift(total, 16))
-        mixed = tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, 8))
-        kept = tf.bitwise.bitwise_and(mixed, hash_values(self._replicas) - 1)
-        return tf.cast(kept, tf.float32)
-
-
-def hash_values(replicas: int) -> int:
-    """How many values a weight hash may have, so that the sum of its squares is exact in float32.
-
-    A power of two, at most 256: replicas · values² <= 2²⁴.
-    """
-    return min(256, 1 << (24 - math.ceil(math.log2(replicas))) // 2)
-
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
@@ -384,7 +353,7 @@ class Progress:
     def of(
         cls, steps: int, sums: np.ndarray, tail: np.ndarray, gradient_norm: float, replicas: int
     ) -> "Progress":
-        next_steps, stops, first, second = tail[-_SIGNALS:]
+        next_steps, stops, hashes, squares = tail[-_SIGNALS:]
         return cls(
             steps=steps,
             sums=sums.astype(np.float64),
@@ -392,72 +361,5 @@ class Progress:
             gradient_norm=gradient_norm,
             next_steps=int(next_steps),
             stop=bool(stops > 0),
-            diverged=bool(replicas * second != first * first),
+            diverged=not agree(replicas, hashes, squares),
         )
-
-
-class _Local(TFOptimizer):
-    """The update of Keras's other backends in the place of TensorFlow's.
-
-    Keras's TensorFlow optimizer sums the gradients over the replicas itself, after it has clipped
-    each replica's own, and then leaves the replica context to update. Both are wrong here: the
-    gradients are reduced already and equal everywhere. Each variable from its gradient is what is
-    wanted; the variables' aggregation is 'none', so an assignment reaches the replica's own copy.
-    """
-
-    _backend_update_step = BaseOptimizer._backend_update_step
-    _apply_weight_decay = BaseOptimizer._apply_weight_decay
-    _backend_increment_gradient_accumulators = (
-        BaseOptimizer._backend_increment_gradient_accumulators
-    )
-    _overwrite_model_variables_with_average_value = (
-        BaseOptimizer._overwrite_model_variables_with_average_value
-    )
-
-
-def update_locally(optimizer: keras.optimizers.Optimizer) -> None:
-    """Lets `apply` update the calling replica's variables from gradients that are reduced already.
-
-    Puts `_Local` before TFOptimizer among the bases of the optimizer's class, so what the class
-    itself overrides still counts: Nadam and Muon have parts of their own.
-    """
-    own = type(optimizer)
-    optimizer.__class__ = type(own.__name__, (own, _Local), {"__module__": own.__module__})
-    # The step counter alone asks for an aggregation, and with it for a merge of the replicas.
-    optimizer._iterations.value._aggregation = tf.VariableAggregation.NONE
-    for inner in getattr(optimizer, "optimizers", ()):  # of a MultiOptimizer
-        update_locally(inner)
-
-
-def make_evaluation(
-    strategy: tf.distribute.Strategy, program: Program
-) -> Callable[..., np.ndarray]:
-    """fn(data, chunk, steps) -> [sums] float64 over the first `steps` steps of a chunk.
-
-    Not compiled by XLA: an evaluation runs for less time than its compilation would take. One
-    collective per call.
-    """
-
-    def replica_sums(data: Any, chunk: Any, steps: tf.Tensor) -> tf.Tensor:
-        batch = chunk.ids.shape[1]
-
-        def body(step: tf.Tensor, total: tf.Tensor) -> tuple:
-            ids = chunk.ids[step]
-            if chunk.examples == ():
-                examples, rows = data, tf.maximum(ids, 0)
-            else:
-                examples, rows = chunk.examples, step * batch + tf.range(batch)
-            return step + 1, total + program.sums(examples, rows, ids, None)[1]
-
-        start = (tf.constant(0), tf.zeros([len(program.sum_names)]))
-        total = tf.while_loop(lambda step, _: step < steps, body, start, parallel_iterations=1)[1]
-        return tf.distribute.get_replica_context().all_reduce(SUM, tf.identity(total))
-
-    @tf.function(autograph=False)
-    def run(data: Any, chunk: Any, steps: tf.Tensor) -> tf.Tensor:
-        sums = strategy.run(replica_sums, args=(data, chunk, steps))
-        return strategy.experimental_local_results(sums)[0]
-
-    return lambda data, chunk, steps: (
-        run(data, chunk, tf.constant(steps)).numpy().astype(np.float64)
-    )

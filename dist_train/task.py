@@ -13,6 +13,7 @@ import numpy as np
 
 from dist_train.errors import DistTrainError, UsageError
 from dist_train.examples import Source
+from dist_train.rows import FACTS
 
 if TYPE_CHECKING:
     import keras
@@ -20,11 +21,8 @@ if TYPE_CHECKING:
     from dist_train.config import Config
 
 _BUILT_IN = {"mnist": "dist_train.mnist:task"}
-# What else a row of metrics.jsonl has, and the count that divides the sums.
-_RESERVED = {
-    "loss", "batch_loss", "step", "epoch", "examples", "examples_per_second", "time", "kind",
-    "weight", "gradient_norm",
-}  # fmt: skip
+# The step's own sums, and what else a row of the log has.
+_RESERVED = {"loss", "weight", *FACTS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
