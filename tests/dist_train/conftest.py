@@ -20,3 +20,8 @@ tf.config.set_logical_device_configuration(
 def workdir(tmp_path):
     """A folder of its own for a run, as a string."""
     return str(tmp_path / "run")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "checkpoints"

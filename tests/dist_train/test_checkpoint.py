@@ -9,54 +9,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from saved_run import SavedRun
 
 from dist_train import RunError, UsageError, storage
 from dist_train.checkpoint import Checkpoints
-
-
-class _Run:
-    """A model whose weights all equal the step that was saved last."""
-
-    def __init__(self, folder, keep=3, width=4, optimizer=keras.optimizers.Adam, **options):
-        self.folder = folder
-        self.model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(width)])
-        self.optimizer = optimizer()
-        self.optimizer.build(self.model.trainable_variables)
-        self.checkpoints = Checkpoints(
-            storage.opened(str(folder)),
-            lambda: tf.train.Checkpoint(model=self.model, optimizer=self.optimizer),
-            keep=keep,
-            **options,
-        )
-
-    def path(self, step):
-        return self.folder / f"step-{step:08d}"
-
-    def save(self, *steps, best=False, value=None):
-        for step in steps:
-            self.save_in_background(step, best, value)
-        self.checkpoints.wait()
-
-    def save_in_background(self, step, best=False, value=None):
-        self._fill(step if value is None else value)
-        self.checkpoints.save(step, best=best)
-        self._fill(-1)  # at once: what is written must be a copy
-
-    def restore(self, name=None):
-        """The restored step, once all weights are found to be that step's."""
-        self._fill(-1)
-        step = self.checkpoints.restore(name)
-        values = {float(v) for w in self.model.get_weights() for v in np.ravel(w)}
-        assert values == {-1.0 if step is None else float(step)}
-        return step
-
-    def _fill(self, value):
-        self.model.set_weights([np.full_like(w, value) for w in self.model.get_weights()])
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "checkpoints"
 
 
 def _truncate(path):
@@ -70,26 +26,26 @@ def _flip(path):
 
 
 def test_without_checkpoints_there_is_nothing_to_restore(folder):
-    run = _Run(folder)
+    run = SavedRun(folder)
     assert run.restore() is None
     assert run.checkpoints.steps() == []
     assert not folder.exists()
 
 
 def test_the_newest_is_restored(folder):
-    _Run(folder).save(2, 10, 9)
-    assert _Run(folder).restore() == 10
+    SavedRun(folder).save(2, 10, 9)
+    assert SavedRun(folder).restore() == 10
 
 
 def test_only_the_newest_are_kept(folder):
-    run = _Run(folder, keep=2)
+    run = SavedRun(folder, keep=2)
     run.save(1, 2, 100_000_000, 3)
     assert run.checkpoints.steps() == [3, 100_000_000]
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000003", "step-100000000"]
 
 
 def test_one_that_is_whole_is_not_written_again(folder):
-    run = _Run(folder)
+    run = SavedRun(folder)
     run.save(5)
     before = {path: path.stat().st_mtime_ns for path in run.path(5).iterdir()}
     run.save(5)
@@ -100,16 +56,16 @@ def test_one_that_is_whole_is_not_written_again(folder):
 @pytest.mark.parametrize("name", ["state.index", "state.data-00000-of-00001"])
 @pytest.mark.parametrize("damage", [_truncate, _flip, os.unlink, lambda path: os.truncate(path, 0)])
 def test_a_damaged_one_is_skipped_with_a_warning(folder, caplog, name, damage):
-    run = _Run(folder)
+    run = SavedRun(folder)
     run.save(1, 2)
     damage(run.path(2) / name)
-    assert _Run(folder).restore() == 1
+    assert SavedRun(folder).restore() == 1
     assert re.search(r"step-00000002 is damaged, skipped: .", caplog.text)
 
 
 def test_a_changed_file_never_restores_other_weights(folder):
-    _Run(folder).save(1, 2)
-    run = _Run(folder)
+    SavedRun(folder).save(1, 2)
+    run = SavedRun(folder)
     files = sorted(run.path(2).iterdir())
     raws = {path: path.read_bytes() for path in files}
     chance, skipped = random.Random(0), 0
@@ -124,37 +80,37 @@ def test_a_changed_file_never_restores_other_weights(folder):
 
 
 def test_a_damaged_one_is_replaced_when_the_run_gets_there_again(folder):
-    first = _Run(folder)
+    first = SavedRun(folder)
     first.save(1, 2)
     _truncate(first.path(2) / "state.data-00000-of-00001")
-    again = _Run(folder)
+    again = SavedRun(folder)
     assert again.restore() == 1
     again.save(2)
-    assert _Run(folder).restore() == 2
+    assert SavedRun(folder).restore() == 2
 
 
 def test_a_damaged_one_never_outlives_a_whole_one(folder):
-    first = _Run(folder)
+    first = SavedRun(folder)
     first.save(1, 9)
     _truncate(first.path(9) / "state.index")
-    again = _Run(folder, keep=1)
+    again = SavedRun(folder, keep=1)
     assert again.restore() == 1
     again.save(2)
-    assert _Run(folder).restore() == 2
+    assert SavedRun(folder).restore() == 2
 
 
 def test_all_damaged_is_an_error(folder):
-    run = _Run(folder)
+    run = SavedRun(folder)
     run.save(1, 2)
     for step in (1, 2):
         _truncate(run.path(step) / "state.index")
     with pytest.raises(RunError, match=r"all 2 checkpoints in .* are damaged; move the"):
-        _Run(folder).checkpoints.restore()
+        SavedRun(folder).checkpoints.restore()
     assert run.checkpoints.steps() == [1, 2]
 
 
 def test_what_a_crash_left_half_written_is_no_checkpoint(folder):
-    run = _Run(folder)
+    run = SavedRun(folder)
     run.save(1)
     (folder / "partial-step-00000002").mkdir()
     (folder / "partial-step-00000003").mkdir()
@@ -178,28 +134,13 @@ def test_what_a_crash_left_half_written_is_no_checkpoint(folder):
     [{"width": 5}, {"optimizer": keras.optimizers.SGD}, {"optimizer": keras.optimizers.Nadam}],
 )
 def test_another_model_or_optimizer_is_an_error(folder, other):
-    _Run(folder).save(1, 2)
+    SavedRun(folder).save(1, 2)
     with pytest.raises(UsageError, match=r"step-00000002 is of another model or optimizer"):
-        _Run(folder, **other).checkpoints.restore()
-
-
-def test_a_full_disk_is_an_error_and_the_earlier_ones_stay(folder, monkeypatch):
-    run = _Run(folder)
-    run.save(1)
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunError, match=r"step 2 could not be written .*No space left"):
-        run.save(2)
-    monkeypatch.undo()
-    assert [path.name for path in folder.iterdir()] == ["step-00000001"]
-    assert run.restore() == 1
+        SavedRun(folder, **other).checkpoints.restore()
 
 
 def test_a_failed_write_of_tensorflow_is_an_error(folder, monkeypatch):
-    run = _Run(folder)
+    run = SavedRun(folder)
     run.save(1)
 
     def full(*args):
@@ -211,38 +152,8 @@ def test_a_failed_write_of_tensorflow_is_an_error(folder, monkeypatch):
     assert run.checkpoints.steps() == [1]
 
 
-def test_a_file_where_the_folder_should_be_is_an_error(folder):
-    folder.write_text("")
-    with pytest.raises(RunError, match="could not be written"):
-        _Run(folder).save(1)
-
-
-def test_files_are_on_the_disk_before_the_name_is(folder, monkeypatch):
-    events = []
-    fsync, rename = os.fsync, type(folder).rename
-
-    def synced(descriptor):
-        events.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
-        fsync(descriptor)
-
-    def renamed(path, target):
-        events.append(f"rename {path.name}")
-        return rename(path, target)
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(type(folder), "rename", renamed)
-    _Run(folder).save(1)
-    place = events.index("rename partial-step-00000001")
-    assert set(events[:place]) == {
-        "state.index",
-        "state.data-00000-of-00001",
-        "partial-step-00000001",
-    }
-    assert events[place + 1 :] == ["checkpoints"]
-
-
 def test_a_vanished_damaged_one_does_not_stop_a_save(folder):
-    run = _Run(folder)
+    run = SavedRun(folder)
     run.save(1, 2)
     _truncate(run.path(2) / "state.index")
     assert run.restore() == 1
@@ -267,11 +178,11 @@ class _Gate:
 
 def test_the_state_may_change_while_it_is_written(folder):
     gate = _Gate()
-    run = _Run(folder, before=gate)
-    run._fill(1)
+    run = SavedRun(folder, before=gate)
+    run.fill(1)
     run.checkpoints.save(1)
     assert gate.reached.wait(20)
-    run._fill(7)
+    run.fill(7)
     assert run.checkpoints.steps() == []
     gate.opened.set()
     run.checkpoints.wait()
@@ -280,7 +191,7 @@ def test_the_state_may_change_while_it_is_written(folder):
 
 def test_a_second_save_waits_for_the_first(folder):
     gate = _Gate()
-    run = _Run(folder, before=gate)
+    run = SavedRun(folder, before=gate)
     run.save_in_background(1)
     assert gate.reached.wait(20)
     threading.Timer(0.3, gate.opened.set).start()
@@ -294,7 +205,7 @@ def test_what_failed_in_the_background_is_raised_once_by_the_next_call(folder):
     def fail():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    run = _Run(folder, before=fail)
+    run = SavedRun(folder, before=fail)
     run.save_in_background(3)
     run.checkpoints._thread.join(20)
     with pytest.raises(RunError, match=r"step 3 could not be written to .*No space left"):
@@ -305,7 +216,7 @@ def test_what_failed_in_the_background_is_raised_once_by_the_next_call(folder):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_no_checkpoint(folder, bad):
-    run = _Run(folder)
+    run = SavedRun(folder)
     run.save(1)
     with pytest.raises(RunError, match=r"kernel is not finite after step 2; the last"):
         run.save(2, value=bad)
@@ -357,7 +268,7 @@ def test_the_copy_restores_all_that_a_plain_checkpoint_does(folder, replicas):
 
 
 def test_the_best_outlives_the_newest(folder):
-    run = _Run(folder, keep=1)
+    run = SavedRun(folder, keep=1)
     run.save(1)
     run.save(2, best=True)
     run.save(3, 4)
@@ -369,47 +280,29 @@ def test_the_best_outlives_the_newest(folder):
     assert run.restore() == 5
 
 
-def test_the_best_takes_no_room_of_its_own(folder):
-    run = _Run(folder)
-    run.save(2, best=True)
-    for name in ("state.index", "state.data-00000-of-00001"):
-        assert (folder / "best-00000002" / name).samefile(folder / "step-00000002" / name)
-
-
-def test_the_best_is_copied_where_there_are_no_links(folder, monkeypatch):
-    def refuse(*args):
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(os, "link", refuse)
-    run = _Run(folder)
-    run.save(2, best=True)
-    shutil.rmtree(run.path(2))
-    assert run.restore("best") == 2
-
-
 def test_a_checkpoint_is_restored_by_its_step_or_its_folder(folder, tmp_path):
-    run = _Run(folder)
+    run = SavedRun(folder)
     run.save(1, 2, 3)
     assert run.restore("2") == 2
     assert run.restore(str(folder / "step-00000001")) == 1
     assert run.restore(f"{folder}/step-00000001/") == 1
     shutil.copytree(run.path(3), tmp_path / "mine")
-    _fill_and_restore = _Run(tmp_path / "other")
-    _fill_and_restore._fill(-1)
+    _fill_and_restore = SavedRun(tmp_path / "other")
+    _fill_and_restore.fill(-1)
     assert _fill_and_restore.checkpoints.restore(str(tmp_path / "mine")) == 0
     assert float(_fill_and_restore.model.get_weights()[0][0, 0]) == 3.0
 
 
 @pytest.mark.parametrize("name", ["4", "best", "nowhere", "../step-00000001x", ""])
 def test_a_checkpoint_that_is_not_there_is_an_error_that_lists_those_that_are(folder, name):
-    run = _Run(folder)
+    run = SavedRun(folder)
     run.save(1, 2)
     with pytest.raises(UsageError, match=r"is neither one of those in .*\(1, 2\) nor the folder"):
         run.checkpoints.restore(name)
 
 
 def test_a_damaged_one_that_was_asked_for_is_an_error(folder):
-    run = _Run(folder)
+    run = SavedRun(folder)
     run.save(1, 2)
     _truncate(run.path(2) / "state.index")
     with pytest.raises(RunError, match=r"step-00000002/state is damaged"):
@@ -417,53 +310,8 @@ def test_a_damaged_one_that_was_asked_for_is_an_error(folder):
 
 
 def test_the_newest_pinned_one_is_kept(folder):
-    run = _Run(folder, keep=2, pins=lambda step: step % 10 == 0)
+    run = SavedRun(folder, keep=2, pins=lambda step: step % 10 == 0)
     run.save(10, 20, 21, 22, 23)
     assert run.checkpoints.steps() == [20, 22, 23]
     run.save(30, 31, 32)
     assert run.checkpoints.steps() == [30, 31, 32]
-
-
-# Where only tf.io.gfile gets to.
-
-
-@pytest.fixture(params=["file", "ram"])
-def remote(request, tmp_path):
-    return f"file://{tmp_path}/far" if request.param == "file" else f"ram://{tmp_path}/far"
-
-
-def test_a_remote_storage_keeps_checkpoints_too(remote):
-    run = _Run(remote, keep=2)
-    assert run.restore() is None
-    run.save(1)
-    run.save(2, best=True)
-    run.save(3, 4)
-    again = _Run(remote)
-    assert again.checkpoints.steps() == [3, 4]
-    assert again.restore() == 4
-    assert again.restore("best") == 2
-    assert again.restore(f"{remote}/step-00000003") == 3
-
-
-def test_a_remote_checkpoint_without_its_index_is_none(remote):
-    run = _Run(remote)
-    run.save(1, 2)
-    tf.io.gfile.remove(f"{remote}/step-00000002/state.index")
-    again = _Run(remote)
-    assert again.checkpoints.steps() == [1]
-    assert again.restore() == 1
-    again.save(2)
-    assert _Run(remote).restore() == 2
-
-
-def test_the_index_of_a_remote_checkpoint_comes_last(remote, monkeypatch):
-    copied = []
-    copy = tf.io.gfile.copy
-
-    def noted(source, target, overwrite=False):
-        copied.append(target.rpartition("/")[2])
-        copy(source, target, overwrite=overwrite)
-
-    monkeypatch.setattr(tf.io.gfile, "copy", noted)
-    _Run(remote).save(1, best=True)
-    assert copied == ["state.data-00000-of-00001", "state.index"] * 2
