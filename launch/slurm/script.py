@@ -52,10 +52,7 @@ case $status-$near in
     scontrol update JobId="$SLURM_JOB_ID" Comment="dist-launch failures=$failures" || exit $status
     ;;
 esac
-scontrol requeue "$SLURM_JOB_ID" || exit $status
-# Slurm ends this script; the end of one that has failed might count for the job's.
-trap - TERM
-sleep 60
+scontrol requeue "$SLURM_JOB_ID"
 exit $status
 """
 

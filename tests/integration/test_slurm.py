@@ -71,10 +71,14 @@ def job_of(process):
 
 
 def restart_soon(slurm, job, **changes):
-    """Waits until the job is requeued, and spares it Slurm's pause before the next start."""
+    """Waits until the job is requeued, and spares it most of Slurm's pause before the next start.
+
+    Not all of it: slurmctld kills what starts within the second of its requeue ("job credential
+    revoked"), and then the job has failed for good.
+    """
     pending = slurm_cluster.wait(lambda: slurm.state(job)["JobState"] == "PENDING", 90)
     assert pending, slurm.state(job)
-    changes = [f"{name}={value}" for name, value in {"StartTime": "now", **changes}.items()]
+    changes = [f"{name}={value}" for name, value in {"StartTime": "now+3", **changes}.items()]
     slurm.run(["scontrol", "update", f"JobId={job}", *changes])
 
 
