@@ -1,13 +1,10 @@
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
-
-from dist_train import watchdog
 
 _ROOT = Path(__file__).parents[2]
 
@@ -54,13 +51,40 @@ def test_a_body_that_ends_in_time_goes_on():
 
 
 def test_a_body_that_fails_is_no_longer_bound():
-    threads = threading.active_count()
-    with pytest.raises(KeyError), watchdog.bound(3600.0, "late"):
-        raise KeyError
-    deadline = time.monotonic() + 5
-    while threading.active_count() > threads:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    done = _run(
+        "try:\n"
+        "    with watchdog.bound(0.3, 'late'):\n"
+        "        raise KeyError\n"
+        "except KeyError:\n"
+        "    time.sleep(0.8)\n"
+        "print('went on')\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "went on\n", "")
+
+
+@pytest.mark.parametrize(("outer", "inner"), [(60.0, 0.3), (0.3, 60.0)])
+def test_of_two_bounds_the_earlier_one_counts(outer, inner):
+    done = _run(
+        f"with watchdog.bound({outer}, 'outer {{seconds}}'):\n"
+        "    time.sleep(0.1)\n"
+        f"    with watchdog.bound({inner}, 'inner {{seconds}}'):\n"
+        "        time.sleep(20)\n"
+    )
+    which = "outer" if outer < inner else "inner"
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, f"error: {which} 0.3 s")
+
+
+def test_a_bound_that_comes_after_others_were_kept_counts():
+    done = _run(
+        "for _ in range(1000):\n"
+        "    with watchdog.bound(30.0, 'first'):\n"
+        "        pass\n"
+        "assert threading.active_count() == 2\n"
+        "time.sleep(0.2)\n"
+        "with watchdog.bound(0.3, 'second'):\n"
+        "    time.sleep(20)\n"
+    )
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, "error: second")
 
 
 def test_a_bound_of_many_days_does_not_keep_the_process():
