@@ -199,7 +199,7 @@ class Parts:
                 continue
             x, y = tf.nest.map_structure(tf.constant, tuple(source[zero.astype(np.int64)]))
             try:
-                self.program.sums((x, y), tf.constant(zero), tf.constant(zero), None)
+                self.program.sums((x, y), tf.constant(zero), None)
             except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
                 raise UsageError(
                     f"Task.{kind} has examples {_shapes(source)} where train has {like}:"

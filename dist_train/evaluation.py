@@ -20,8 +20,8 @@ def make_evaluation(
 
     def replica_sums(data: Any, chunk: Any, steps: tf.Tensor) -> tf.Tensor:
         def body(step: tf.Tensor, total: tf.Tensor) -> tuple:
-            examples, rows, ids = chunk.batch(step, data)
-            return step + 1, total + program.sums(examples, rows, ids, None)[1]
+            examples, ids = chunk.batch(step, data)
+            return step + 1, total + program.sums(examples, ids, None)[1]
 
         start = (tf.constant(0), tf.zeros([len(program.sum_names)]))
         total = tf.while_loop(lambda step, _: step < steps, body, start, parallel_iterations=1)[1]

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from dist_train.buffers import Buffers
 from dist_train.errors import UsageError
 from dist_train.examples import Arrays, Dataset, Source
 
@@ -44,8 +45,8 @@ class Chunk(NamedTuple):
     epoch: tf.Tensor
     examples: Any
 
-    def batch(self, step: tf.Tensor, resident: Any) -> tuple[Any, tf.Tensor, tf.Tensor]:
-        """(examples, rows, ids) of a step: arrays, which of their rows [b] int32, and ids [b].
+    def batch(self, step: tf.Tensor, resident: Any) -> tuple[Any, tf.Tensor]:
+        """(examples, ids) of a step: (x, y) with arrays [b, …], and [b] int32.
 
         Args:
           step: within the chunk.
@@ -53,9 +54,14 @@ class Chunk(NamedTuple):
         """
         ids = self.ids[step]
         if self.examples == ():
-            return resident, tf.maximum(ids, 0), ids
-        size = ids.shape[0]
-        return self.examples, step * size + tf.range(size), ids
+            rows = tf.maximum(ids, 0)
+            return tf.nest.map_structure(lambda array: tf.gather(array, rows), resident), ids
+
+        def part(array: tf.Tensor) -> tf.Tensor:
+            # No gather: of this XLA reads only what `preprocess` uses.
+            return tf.reshape(array, [*self.ids.shape, *array.shape[1:]])[step]
+
+        return tf.nest.map_structure(part, self.examples), ids
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -304,10 +310,15 @@ class Input:
         """(x, y) with arrays [S * b, …] of the examples `ids`; padding repeats example 0."""
         template = _fetch(self._source, np.zeros(1, np.int64))
         flat = tf.nest.flatten(template)
+        buffers = Buffers()
 
         def gather(rows: np.ndarray) -> list[np.ndarray]:
+            rows = np.maximum(rows, 0)
             try:
-                return tf.nest.flatten(_fetch(self._source, np.maximum(rows, 0)))
+                if isinstance(self._source, Arrays):
+                    whole = tf.nest.flatten((self._source.x, self._source.y))
+                    return [buffers.take(array, rows) for array in whole]
+                return [buffers.copy(a) for a in tf.nest.flatten(_fetch(self._source, rows))]
             except Exception as error:
                 failures.append(error)
                 raise

@@ -41,13 +41,12 @@ class Program:
         return ("loss", "weight", *self.metrics)
 
     def sums(
-        self, examples: Any, rows: tf.Tensor, ids: tf.Tensor, epoch: tf.Tensor | None
+        self, examples: Any, ids: tf.Tensor, epoch: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """(objective, sums) of some examples.
 
         Args:
-          examples: (x, y), arrays of any length.
-          rows: [b] int32, which rows of `examples` these are.
+          examples: (x, y) with arrays [b, …].
           ids: [b] int32, their indices in the source; -1: padding, which adds nothing.
           epoch: [] int32 in training; None in evaluation.
 
@@ -58,10 +57,9 @@ class Program:
           sums: [len(sum_names)] float32.
         """
         training = epoch is not None
-        x, y = tf.nest.map_structure(lambda array: tf.gather(array, rows), examples)
         weights = tf.cast(ids >= 0, tf.float32)
         # As model.fit does: float64 is NumPy's habit more often than anybody's intention.
-        x, y = tf.nest.map_structure(_narrowed, (x, y))
+        x, y = tf.nest.map_structure(_narrowed, examples)
         if self.preprocess is not None:
             x, y = self._preprocessed(x, y, ids, epoch)
         outputs = tf.nest.map_structure(as_float32, self.model(x, training=training))

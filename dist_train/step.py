@@ -202,19 +202,17 @@ class TrainLoop:
           The reduced sums and signals; tensors with the global norm of the reduced gradient, if the
           step is the last of the call.
         """
-        examples, rows, ids = chunk.batch(step, data)
+        # Out here: XLA would copy all resident examples at each call of what it compiles per step.
+        examples, ids = chunk.batch(step, data)
         statistics = [tf.identity(variable.value) for variable in self._statistics]
         if self._replicas == 1:
-            gradients, sums = self._gradients(examples, rows, ids, chunk.epoch)
+            gradients, sums = self._gradients(examples, ids, chunk.epoch)
             tail = tf.concat([sums, tf.stack([next_steps, 0.0, 0.0, 0.0])], 0)
         else:
-            # Gathered out here: XLA would copy all resident examples at each call from outside.
-            examples = tf.nest.map_structure(lambda array: tf.gather(array, rows), examples)
-            rows = tf.range(ids.shape[0])
             replica = tf.distribute.get_replica_context()
             proposal = tf.where(replica.replica_id_in_sync_group == 0, next_steps, 0.0)
             stop = self._stop_requested.read_value()
-            local = self._share(examples, rows, ids, chunk.epoch, proposal, stop)
+            local = self._share(examples, ids, chunk.epoch, proposal, stop)
             gradients, tail = self._separate(self._reduce(self._vector(*local)))
         if self._loss_scale is not None:
             gradients = [gradient / self._loss_scale.scale for gradient in gradients]
@@ -248,7 +246,6 @@ class TrainLoop:
     def _share(
         self,
         examples: Any,
-        rows: tf.Tensor,
         ids: tf.Tensor,
         epoch: tf.Tensor,
         proposal: tf.Tensor,
@@ -257,23 +254,24 @@ class TrainLoop:
         """All that this replica gives to the sum: its gradients; its sums and signals."""
         hashed = weight_hash(self._variables, self._replicas)
         signals = tf.stack([proposal, stop, hashed, hashed * hashed])
-        gradients, sums = self._gradients(examples, rows, ids, epoch)
+        gradients, sums = self._gradients(examples, ids, epoch)
         return gradients, tf.concat([sums, signals], 0)
 
     def _gradients(
-        self, examples: Any, rows: tf.Tensor, ids: tf.Tensor, epoch: tf.Tensor
+        self, examples: Any, ids: tf.Tensor, epoch: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """This replica's gradients, float32 in the shapes of the weights, and sums, [sums]."""
         parts = self._program.parts
         if parts == 1:
-            return self._part(examples, rows, ids, epoch)
+            return self._part(examples, ids, epoch)
         size = -(-ids.shape[0] // parts)
         padding = [[0, size * parts - ids.shape[0]]]
-        rows = tf.reshape(tf.pad(rows, padding), [parts, size])
+        rows = tf.reshape(tf.pad(tf.range(ids.shape[0]), padding), [parts, size])
         ids = tf.reshape(tf.pad(ids, padding, constant_values=-1), [parts, size])
 
         def add(part: tf.Tensor, total: tuple) -> tuple:
-            more = self._part(examples, rows[part], ids[part], epoch)
+            some = tf.nest.map_structure(lambda array: tf.gather(array, rows[part]), examples)
+            more = self._part(some, ids[part], epoch)
             return part + 1, tf.nest.map_structure(tf.add, total, more)
 
         zeros = [tf.zeros(variable.shape) for variable in self._variables]
@@ -285,10 +283,10 @@ class TrainLoop:
         )[1]
 
     def _part(
-        self, examples: Any, rows: tf.Tensor, ids: tf.Tensor, epoch: tf.Tensor
+        self, examples: Any, ids: tf.Tensor, epoch: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         with tf.GradientTape() as tape:
-            objective, sums = self._program.sums(examples, rows, ids, epoch)
+            objective, sums = self._program.sums(examples, ids, epoch)
             if self._loss_scale is not None:
                 objective *= self._loss_scale.scale
         gradients = tape.gradient(

@@ -94,7 +94,7 @@ def train(path: Path, *, shuffle: bool) -> float:
     )
     with tempfile.TemporaryDirectory() as folder:
         config = dist_train.Config(
-            workdir=f"{folder}/run", epochs=1, batch_size=_BATCH, shuffle=shuffle, log_steps=16
+            workdir=f"{folder}/run", epochs=1, batch_size=_BATCH, shuffle=shuffle, log_steps=64
         )
         dist_train.train(task, config)
         lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()

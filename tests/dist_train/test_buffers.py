@@ -1,0 +1,65 @@
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dist_train.buffers import Buffers
+
+PICTURES = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "int64", "complex128", "bool"])
+def test_rows_are_those_of_numpy(dtype):
+    array = PICTURES.astype(dtype)
+    rows = np.array([5, 0, 0, 3])
+    np.testing.assert_array_equal(Buffers().take(array, rows), array[rows])
+    np.testing.assert_array_equal(Buffers().copy(array[::2, :, ::-1]), array[::2, :, ::-1])
+
+
+def test_a_buffer_is_used_again_when_its_array_is_gone_and_not_before():
+    buffers = Buffers()
+    first = buffers.copy(PICTURES)
+    address = first.ctypes.data
+    part = first[1:, 2]
+    del first
+    assert buffers.copy(PICTURES).ctypes.data != address
+    del part
+    assert address in (buffers.copy(PICTURES).ctypes.data, buffers.copy(PICTURES).ctypes.data)
+
+
+def test_tensors_that_share_a_buffer_keep_what_they_have():
+    buffers = Buffers()
+    shared = []
+
+    def numbers(value):
+        array = buffers.copy(np.full(1 << 16, value, np.int64))
+        shared.append(array.ctypes.data)
+        return array
+
+    values = tf.data.Dataset.range(100).map(
+        lambda value: tf.numpy_function(numbers, [value], tf.int64)
+    )
+    held = []
+    for number, tensor in enumerate(values.prefetch(4)):
+        held = [*held[-5:], (number, tensor)]
+        for expected, tensor in held:
+            assert np.unique(tensor.numpy()).tolist() == [expected]
+    assert len(set(shared)) < 30  # they were used again
+
+
+def test_threads_get_buffers_of_their_own():
+    buffers, wrong = Buffers(), []
+
+    def work(value):
+        for _ in range(300):
+            array = buffers.copy(np.full(1000, value))
+            if not (array == value).all():
+                wrong.append(value)
+
+    threads = [threading.Thread(target=work, args=(value,)) for value in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
