@@ -1,8 +1,8 @@
 """The training step, fused: one flat vector, one collective, no Python between two steps.
 
 Each replica computes its part of the global batch's gradients and sums. Where there are several,
-each lays them end to end in one float32 vector, and one all_reduce(SUM) adds the vectors. What is
-not linear (the mean, clipping, the optimizer) comes after it, alike on every replica. So the result
+each lays them end to end in one float32 vector, and one collective adds the vectors. What is not
+linear (the mean, clipping, the optimizer) comes after it, alike on every replica. So the result
 does not depend on how the batch was divided.
 """
 
@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dist_train import reduction
 from dist_train.agreement import agree, weight_hash
 from dist_train.optimizers import update_locally
 from dist_train.program import Program
@@ -91,6 +92,7 @@ class TrainLoop:
         self._sizes = [int(np.prod(variable.shape)) for variable in self._variables]
         self._sums = len(program.sum_names)
         self._tail = self._sums + _SIGNALS
+        self._reduce = reduction.make(strategy, sum(self._sizes) + self._tail)
         update_locally(optimizer)
         with tf.device("CPU:0"):
             self._stop_requested = tf.Variable(0.0, trainable=False, name="stop_requested")
@@ -238,10 +240,6 @@ class TrainLoop:
         *parts, tail = tf.split(vector, [*self._sizes, self._tail])
         pairs = zip(parts, self._variables, strict=True)
         return [tf.reshape(part, variable.shape) for part, variable in pairs], tail
-
-    def _reduce(self, vector: tf.Tensor) -> tf.Tensor:
-        """The sum over the replicas, in replica context."""
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, vector)
 
     def _share(
         self,

@@ -1,0 +1,52 @@
+"""Which collective the step's sum takes. The sums themselves: the tests of trajectories."""
+
+import types
+
+import pytest
+import tensorflow as tf
+
+from dist_train import reduction
+
+
+class Several(tf.distribute.MultiWorkerMirroredStrategy):
+    """Described, not there: a second real one cannot be made in a process."""
+
+    def __init__(self, replicas, devices):
+        self.described = replicas, devices
+
+    num_replicas_in_sync = property(lambda self: self.described[0])
+    extended = property(lambda self: types.SimpleNamespace(worker_devices=self.described[1]))
+
+
+def ops(strategy, size):
+    """The types of the operations that a reduction consists of."""
+    total = reduction.make(strategy, size)
+
+    concrete = tf.function(total, autograph=False).get_concrete_function(
+        tf.TensorSpec([size], tf.float32)
+    )
+    return [op.type for op in concrete.graph.get_operations()]
+
+
+@pytest.mark.parametrize(("replicas", "size"), [(2, 55_000), (2, 131_072), (8, 32_768)])
+def test_workers_gather_what_is_short(replicas, size):
+    worker = Several(replicas, ["/job:worker/replica:0/task:0/device:CPU:0"])
+    assert ops(worker, size).count("CollectiveGatherV2") == 1
+    assert "CollectiveReduceV2" not in ops(worker, size)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "size", "devices"),
+    [
+        (2, 131_073, ["/job:worker/replica:0/task:0/device:CPU:0"]),
+        (1000, 55_000, ["/job:worker/replica:0/task:0/device:CPU:0"]),
+        (2, 55_000, ["/job:worker/replica:0/task:0/device:GPU:0"]),
+        (4, 1000, [f"/job:worker/replica:0/task:0/device:CPU:{n}" for n in range(2)]),
+    ],
+)
+def test_all_else_is_left_to_the_strategy(replicas, size, devices):
+    assert reduction.make(Several(replicas, devices), size) is reduction._reduced
+
+
+def test_one_process_leaves_it_to_the_strategy():
+    assert reduction.make(tf.distribute.get_strategy(), 10) is reduction._reduced
