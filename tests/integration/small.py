@@ -8,9 +8,11 @@ import threading
 import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import dist_train
+from dist_train import mnist
 from dist_train.mnist import files, mlp
 
 
@@ -47,6 +49,18 @@ def dropout():
     return dist_train.Task(
         model=model, train=plain.train, loss=plain.loss, preprocess=plain.preprocess
     )
+
+
+def moving(config):
+    """The same, of pictures that move as the built-in task moves them."""
+    return dataclasses.replace(task(), preprocess=mnist.task(config).preprocess)
+
+
+def noisy():
+    """The same with wrong labels, so that the validation gets worse again."""
+    plain = task()
+    labels = np.where(np.arange(1000) % 2 == 0, (plain.train.y + 1) % 10, plain.train.y)
+    return dataclasses.replace(plain, train=dist_train.Arrays(plain.train.x, labels))
 
 
 def checked():
