@@ -74,7 +74,7 @@ class Config:
     model: str = _setting(
         "mlp",
         "For the built-in task: mlp (784-64-64-10), mlp512 (784-512-512-10), cnn (16-32-64"
-        " channels) or cnn128 (16-64-128).",
+        " channels), cnn128 (16-64-128) or cnn5 (16-32, 64-64, 128, 128 hidden).",
         trajectory=True,
     )
     data_dir: str | None = _setting(

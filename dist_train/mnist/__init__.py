@@ -103,9 +103,35 @@ def cnn128() -> keras.Model:
     )
 
 
+def cnn5() -> keras.Model:
+    """Five convolutions and a hidden layer, with dropout: [batch, 28, 28] -> [batch, 10] logits."""
+    return keras.Sequential(
+        [
+            keras.Input((28, 28)),
+            keras.layers.Reshape((28, 28, 1)),
+            keras.layers.Conv2D(16, 3, activation="relu"),
+            keras.layers.Conv2D(32, 3, activation="relu"),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Dropout(0.2),
+            keras.layers.Conv2D(64, 3, activation="relu"),
+            keras.layers.Conv2D(64, 3, activation="relu"),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Dropout(0.2),
+            keras.layers.Conv2D(128, 3, activation="relu", padding="same"),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(0.4),
+            keras.layers.Dense(128, activation="relu"),
+            keras.layers.Dropout(0.4),
+            keras.layers.Dense(_CLASSES),
+        ],
+        name="cnn5",
+    )
+
+
 _MODELS: dict[str, Callable[[], keras.Model]] = {
     "mlp": mlp,
     "mlp512": functools.partial(mlp, 512, "mlp512"),
     "cnn": cnn,
     "cnn128": cnn128,
+    "cnn5": cnn5,
 }
