@@ -11,6 +11,8 @@ import numpy as np
 
 # What TensorFlow and XLA ask of memory that they take as it is.
 _ALIGNMENT_BYTES = 64
+# The kinds of dtypes that TensorFlow takes as they are; of strings it makes its own.
+_NUMBERS = "biufc"
 # Of a buffer that nobody uses: the list, the loop's variable and the call's argument.
 _IDLE_REFERENCES = 3
 
@@ -28,12 +30,16 @@ class Buffers:
 
     def take(self, array: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """array[rows], for rows ≥ 0 that exist."""
+        if array.dtype.kind not in _NUMBERS:
+            return array[rows]
         target = self._empty((len(rows), *array.shape[1:]), array.dtype)
         # In another mode it would take a copy first.
         return np.take(array, rows, axis=0, out=target, mode="clip")
 
     def copy(self, array: np.ndarray) -> np.ndarray:
-        """A copy, contiguous."""
+        """A copy, contiguous; of strings and objects the array itself."""
+        if array.dtype.kind not in _NUMBERS:
+            return array
         target = self._empty(array.shape, array.dtype)
         np.copyto(target, array)
         return target

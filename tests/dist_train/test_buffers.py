@@ -17,6 +17,13 @@ def test_rows_are_those_of_numpy(dtype):
     np.testing.assert_array_equal(Buffers().copy(array[::2, :, ::-1]), array[::2, :, ::-1])
 
 
+@pytest.mark.parametrize("dtype", ["S5", "U5", object])
+def test_strings_and_objects_are_left_to_tensorflow(dtype):
+    words = np.array(["one", "two", "three"], dtype)
+    assert Buffers().take(words, np.array([2, 0])).tolist() == words[[2, 0]].tolist()
+    assert Buffers().copy(words) is words
+
+
 def test_a_buffer_is_used_again_when_its_array_is_gone_and_not_before():
     buffers = Buffers()
     first = buffers.copy(PICTURES)
