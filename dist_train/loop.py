@@ -367,7 +367,7 @@ class _Loop:
         sheet: Timesheet,
     ) -> Means:
         names, sums = self._parts.program.sum_names, self._pending
-        values = metrics.means(names, sums)
+        values, shares = metrics.means(names, sums), sheet.take()
         log.train(
             self._row(step)
             | {"batch_loss": metrics.means(names, progress.last)["loss"], **values}
@@ -375,8 +375,9 @@ class _Loop:
             | {"examples_per_second": float(sums[names.index("weight")]) / max(seconds, 1e-9)},
             also=lambda: {
                 "learning_rate": optimizers.last_rate(self._parts.optimizer),
-                **{f"time_in_{name}": share for name, share in sheet.take().items()},
+                **{f"time_in_{name}": share for name, share in shares.items()},
             },
+            waiting=shares["input"],
         )
         self._pending = np.zeros(len(names))
         return values

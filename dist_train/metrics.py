@@ -16,6 +16,9 @@ from absl import logging
 from dist_train.errors import RunError
 from dist_train.rows import Row, mean_names
 
+# The share of the time that a line tells when the input takes it.
+_SLOW = 0.1
+
 
 def means(names: Sequence[str], sums: np.ndarray) -> dict[str, float]:
     """The exact means over examples.
@@ -244,17 +247,22 @@ class RunLog:
         ):
             yield cls(file, board, console)
 
-    def train(self, row: Row, also: Callable[[], dict[str, float]] = dict) -> None:
+    def train(
+        self, row: Row, also: Callable[[], dict[str, float]] = dict, *, waiting: float = 0.0
+    ) -> None:
         """A line of training: means since the line before, and the last batch's own loss.
 
         Args:
           also: returns further numbers, for TensorBoard alone.
+          waiting: the share of the time in which the input had nothing; the line tells if it is
+            one that matters.
         """
         self._write("train", row, also)
+        slow = f", {100 * waiting:.0f} % of the time waiting for input"
         self._line(
             f"epoch {row['epoch']}  step {row['step']:,}  batch loss {row['batch_loss']:.4f}"
             f"  {_shown(row)}  seen {row['examples']:,} examples"
-            f"  {row['examples_per_second']:,.0f} examples/s"
+            f"  {row['examples_per_second']:,.0f} examples/s{slow if waiting >= _SLOW else ''}"
         )
 
     def evaluation(self, kind: str, row: Row) -> None:

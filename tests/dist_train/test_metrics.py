@@ -152,6 +152,17 @@ def test_a_line_tells_batch_loss_and_examples_seen(caplog):
     ]
 
 
+@pytest.mark.parametrize(
+    ("waiting", "end"),
+    [(0.0, "examples/s"), (0.09, "examples/s"), (0.428, ", 43 % of the time waiting for input")],
+)
+def test_a_line_tells_when_the_input_is_what_takes_the_time(caplog, waiting, end):
+    log = RunLog(console=Console(total_steps=10, step=0, bar=False))
+    with caplog.at_level(logging.INFO, logger="absl"):
+        log.train(_train_row(1000), waiting=waiting)
+    assert caplog.records[0].getMessage().endswith(end)
+
+
 class _Terminal(io.StringIO):
     def isatty(self):
         return True

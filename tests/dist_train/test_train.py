@@ -1,8 +1,10 @@
 """A whole run: its workdir, its exports, its resume, its ends."""
 
 import json
+import logging
 import os
 import signal
+import time
 from pathlib import Path
 
 import keras
@@ -280,6 +282,24 @@ def test_a_random_access_source_streams(tmp_path):
     one = train(tmp_path / "arrays")
     other = train(tmp_path / "source", {"train": Squares()})
     assert_equal_weights(one, other)
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.3])
+def test_an_input_that_is_the_bottleneck_is_told(tmp_path, caplog, pause_s):
+    class Slow:
+        def __len__(self):
+            return 80
+
+        def __getitem__(self, indices):
+            time.sleep(pause_s if len(indices) > 1 else 0.0)  # for each chunk, here an epoch
+            return X[indices], Y[indices]
+
+    with caplog.at_level(logging.INFO, logger="absl"):
+        train(tmp_path / "run", {"train": Slow()}, epochs=10, log_steps=5)
+    lines = [r.getMessage() for r in caplog.records if "batch loss" in r.getMessage()]
+    told = ["waiting for input" in line for line in lines]
+    assert len(told) == 10
+    assert told[-3:] == [pause_s > 0] * 3  # the first ones were read while it compiled
 
 
 MADE_BEFORE = model()
