@@ -377,7 +377,8 @@ class _Loop:
                 "learning_rate": optimizers.last_rate(self._parts.optimizer),
                 **{f"time_in_{name}": share for name, share in shares.items()},
             },
-            waiting=shares["input"],
+            # Of resident examples only the first start takes time.
+            waiting=0.0 if self._parts.inputs["train"].resident else shares["input"],
         )
         self._pending = np.zeros(len(names))
         return values
