@@ -4,8 +4,8 @@ A chunk of streamed examples is some 30 MiB. In fresh memory the kernel clears e
 TensorFlow copies an array that is not aligned; both together take longer than the reading.
 """
 
-import sys
 import threading
+import weakref
 
 import numpy as np
 
@@ -13,25 +13,23 @@ import numpy as np
 _ALIGNMENT_BYTES = 64
 # The kinds of dtypes that TensorFlow takes as they are; of strings it makes its own.
 _NUMBERS = "biufc"
-# Of a buffer that nobody uses: the list, the loop's variable and the call's argument.
-_IDLE_REFERENCES = 3
 
 
 class Buffers:
     """As many buffers as are in use at a time.
 
     An array from here is a view, and holds its buffer until its last reference is gone,
-    TensorFlow's included.
+    TensorFlow's included. Its bytes are in the machine's own order: TensorFlow does not look.
     """
 
     def __init__(self) -> None:
-        self._buffers: list[np.ndarray] = []
+        self._buffers: list[_Buffer] = []
         self._lock = threading.Lock()
 
     def take(self, array: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """array[rows], for rows ≥ 0 that exist."""
-        if array.dtype.kind not in _NUMBERS:
-            return array[rows]
+        if array.dtype.kind not in _NUMBERS or not array.dtype.isnative:
+            return self.copy(array[rows])
         target = self._empty((len(rows), *array.shape[1:]), array.dtype)
         # In another mode it would take a copy first.
         return np.take(array, rows, axis=0, out=target, mode="clip")
@@ -40,20 +38,36 @@ class Buffers:
         """A copy, contiguous; of strings and objects the array itself."""
         if array.dtype.kind not in _NUMBERS:
             return array
-        target = self._empty(array.shape, array.dtype)
+        target = self._empty(array.shape, array.dtype.newbyteorder("="))
         np.copyto(target, array)
         return target
 
     def _empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        buffer = self._idle(size + _ALIGNMENT_BYTES)
-        begin = -buffer.ctypes.data % _ALIGNMENT_BYTES
-        return buffer[begin : begin + size].view(dtype).reshape(shape)
-
-    def _idle(self, size: int) -> np.ndarray:
         with self._lock:
-            for buffer in self._buffers:
-                if len(buffer) == size and sys.getrefcount(buffer) == _IDLE_REFERENCES:
-                    return buffer
-            self._buffers.append(np.empty(size, np.uint8))
-            return self._buffers[-1]
+            idle = (each for each in self._buffers if each.size == size and each.is_idle)
+            if (buffer := next(idle, None)) is None:
+                buffer = _Buffer(size)
+                self._buffers.append(buffer)
+            return buffer.lend().view(dtype).reshape(shape)
+
+
+class _Buffer:
+    """Memory that one array at a time looks at."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self._memory = np.empty(size + _ALIGNMENT_BYTES, np.uint8)
+        self._begin = -self._memory.ctypes.data % _ALIGNMENT_BYTES
+        self._lent: weakref.ref[np.ndarray] | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        return self._lent is None or self._lent() is None
+
+    def lend(self) -> np.ndarray:
+        """All of it, [size] uint8: the array that every view of it will hold."""
+        # Of a slice a view would hold the memory instead, as if the slice were not there.
+        array = np.frombuffer(self._memory.data, np.uint8, self.size, self._begin)
+        self._lent = weakref.ref(array)
+        return array

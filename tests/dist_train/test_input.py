@@ -283,6 +283,24 @@ def test_streamed_trees_strings_and_files_are_read(tmp_path):
     np.testing.assert_array_equal(y, Y[rows])
 
 
+@pytest.mark.parametrize("resident", [True, False])
+def test_numbers_in_the_byte_order_of_another_machine_are_the_same_numbers(resident):
+    arrays = dist_train.Arrays(X.astype(">f4"), Y.astype(">i8"))
+
+    class Random:
+        def __len__(self):
+            return len(arrays)
+
+        def __getitem__(self, indices):
+            return arrays[indices]
+
+    for source in (arrays,) if resident else (arrays, Random()):
+        inputs = Input(source, _strategy(1), resident=resident, batch_size=7)
+        (x, y), ids = next(inputs.chunks(0)).batch(tf.constant(3), inputs.data)
+        np.testing.assert_array_equal(x, X[ids.numpy()])
+        np.testing.assert_array_equal(y, Y[ids.numpy()])
+
+
 def test_more_examples_than_indices_are_refused():
     class Endless:
         def __len__(self):
