@@ -212,6 +212,7 @@ class _Loop:
             if reduction_s is None:  # only now do all workers have their first step behind them
                 with self._workers.together("the timing of the reduction"):
                     reduction_s = parts.train_loop.time_reduction()
+                sheet.take()  # the start is nobody's share
             sheet.add("communication", progress.steps * reduction_s)
             call_steps = progress.next_steps
             step += progress.steps
@@ -377,8 +378,7 @@ class _Loop:
                 "learning_rate": optimizers.last_rate(self._parts.optimizer),
                 **{f"time_in_{name}": share for name, share in shares.items()},
             },
-            # Of resident examples only the first start takes time.
-            waiting=0.0 if self._parts.inputs["train"].resident else shares["input"],
+            waiting=shares["input"],
         )
         self._pending = np.zeros(len(names))
         return values

@@ -26,11 +26,12 @@ def bound(
       explain: asked at the end for what else is known; it has a few seconds.
     """
     wait = _Wait(seconds, message, explain)
-    _watch.add(wait)
     try:
+        _watch.add(wait)
         yield
     finally:
-        if _watch.remove(wait).has_expired:
+        _watch.remove(wait)
+        if wait.has_expired:
             # A peer whose bound was over a moment earlier has gone, and the body has failed with
             # that. What is being said about the cause is what counts, and then the process ends.
             threading.Event().wait()
@@ -77,10 +78,9 @@ class _Watch:
             elif wait.deadline < self._wakes_at:
                 self._changed.notify()
 
-    def remove(self, wait: _Wait) -> _Wait:
-        with self._changed:
+    def remove(self, wait: _Wait) -> None:
+        with self._changed, contextlib.suppress(ValueError):  # Ctrl-C came before it was added
             self._waits.remove(wait)
-        return wait
 
     def _run(self) -> None:
         self._next().end()

@@ -5,7 +5,9 @@ import types
 import pytest
 import tensorflow as tf
 
-from dist_train import reduction
+import dist_train
+from dist_train import mnist, reduction, replicas
+from dist_train.build import Parts
 
 
 class Several(tf.distribute.MultiWorkerMirroredStrategy):
@@ -21,7 +23,6 @@ class Several(tf.distribute.MultiWorkerMirroredStrategy):
 def ops(strategy, size):
     """The types of the operations that a reduction consists of."""
     total = reduction.make(strategy, size)
-
     concrete = tf.function(total, autograph=False).get_concrete_function(
         tf.TensorSpec([size], tf.float32)
     )
@@ -50,3 +51,25 @@ def test_all_else_is_left_to_the_strategy(replicas, size, devices):
 
 def test_one_process_leaves_it_to_the_strategy():
     assert reduction.make(tf.distribute.get_strategy(), 10) is reduction._reduced
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_a_step_has_one_collective_on_each_replica_and_a_call_no_other(devices):
+    config = dist_train.Config(strategy="mirrored", devices=devices, jit_compile="false")
+    strategy = replicas.create(config.strategy, config.devices, None)
+    parts = Parts(mnist.task(config), config, strategy, local_replicas=devices)
+    inputs = parts.inputs["train"]
+    loop = parts.train_loop._run.get_concrete_function(
+        inputs.data, next(inputs.chunks(0)), tf.constant(0), tf.constant(1), tf.constant(0.0)
+    )
+    graph = loop.graph.as_graph_def()
+    functions = {f.signature.name: f.node_def for f in graph.library.function}
+    bodies = [n.attr["body"].func.name for n in graph.node if n.op in ("While", "StatelessWhile")]
+    assert len(bodies) == 1
+
+    def collectives(nodes):
+        return [n.op for n in nodes if n.op.startswith("Collective") and "Communicator" not in n.op]
+
+    assert collectives(graph.node) == []
+    assert collectives(functions[bodies[0]]) == ["CollectiveReduceV2"] * devices
+    assert sum(len(collectives(nodes)) for nodes in functions.values()) == devices
