@@ -120,8 +120,8 @@ def grid_reduction_s(
 ) -> float:
     """Seconds of an all-reduce over the rows of a grid and then over its columns.
 
-    TensorFlow has no such thing ready; it is two of its rings, with about 4 sqrt(N) hops instead of
-    2 N, and twice the bytes. Arguments as for `reduction_s`.
+    It is two rings (dist_train.reduction), with about 4 sqrt(N) hops instead of 2 N, and twice the
+    bytes. Arguments as for `reduction_s`.
     """
     return sum(reduction_s(size, ring, work, link, crowd) for ring in grid(workers))
 

@@ -5,12 +5,13 @@ and prints as a list what it took each of `repeats` times, in seconds:
 
     what: exchange, size: 1000                bytes around a ring of plain sockets: a hop
     what: reduce, size: 1000, hint: AUTO      floats, by the reduction of the training step
-                                              (hint GRID: not its own, but in two rings)
+                                              (hint GRID: in two rings)
     what: train, size: 10000000, batch: 64, buckets: 4, compiled: false     weights: a step
 
 The cluster is that of TF_CONFIG. `exchange` uses the port beside the worker's own.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -19,18 +20,14 @@ import sys
 import threading
 import time
 
-import cost
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops import collective_ops
 
-from dist_train import environments, replicas
+from dist_train import environments, reduction, replicas
 
 # A call lasts about this long, so that its own cost, and the clock's, do not count.
 _CALL_S = 0.05
 _LONGEST = 200
-# Numbers of groups, far from those of the strategy's.
-_ROWS, _COLUMNS = 1_000_000, 2_000_000
 
 
 class Ring:
@@ -81,7 +78,6 @@ class Worker:
         self._cluster = cluster
         self._ring = Ring(cluster.addresses, cluster.index)
         self._strategy = replicas.create("multi_worker", 0, cluster)
-        self._grids = 0
         self._sum = tf.function(
             lambda value: self._strategy.run(all_reduce, args=(value, "AUTO")), autograph=False
         )
@@ -126,18 +122,13 @@ class Worker:
         return run
 
     def _reduction(self, size, hint):
-        reduce = self._grid_reduce if hint == "GRID" else lambda value: all_reduce(value, hint)
+        if hint == "GRID":
+            grid = reduction.grid(len(self._cluster.addresses))
+            reduce = reduction.in_two_rings(self._cluster.index, *grid, size)
+        else:
+            reduce = functools.partial(all_reduce, hint=hint)
         # A sum of zeros is again zeros, and the next step's input: nothing is copied for it.
         return self._loop(reduce, tf.zeros([size]))
-
-    def _grid_reduce(self, value):
-        """The same sum in two rings: of the workers of a row, and then of a column of a grid."""
-        rows, columns = cost.grid(len(self._cluster.addresses))
-        row, column = divmod(self._cluster.index, columns)
-        self._grids += 1  # TensorFlow wants other numbers for vectors of other sizes
-        for members, ring in ((columns, _ROWS + row), (rows, _COLUMNS + column)):
-            value = collective_ops.all_reduce_v2(value, members, ring, self._grids)
-        return value
 
     def _training(self, size, **how):
         with self._strategy.scope():

@@ -2,6 +2,7 @@
 
 import types
 
+import cost
 import pytest
 import tensorflow as tf
 
@@ -18,6 +19,7 @@ class Several(tf.distribute.MultiWorkerMirroredStrategy):
 
     num_replicas_in_sync = property(lambda self: self.described[0])
     extended = property(lambda self: types.SimpleNamespace(worker_devices=self.described[1]))
+    cluster_resolver = types.SimpleNamespace(task_id=0)
 
 
 def ops(strategy, size):
@@ -29,18 +31,68 @@ def ops(strategy, size):
     return [op.type for op in concrete.graph.get_operations()]
 
 
-@pytest.mark.parametrize(("replicas", "size"), [(2, 55_000), (2, 131_072), (8, 32_768)])
+CPU = ["/job:worker/replica:0/task:0/device:CPU:0"]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "size"), [(2, 55_000), (2, 131_072), (8, 32_768), (9, 1000), (13, 1000)]
+)
 def test_workers_gather_what_is_short(replicas, size):
-    worker = Several(replicas, ["/job:worker/replica:0/task:0/device:CPU:0"])
+    worker = Several(replicas, CPU)
     assert ops(worker, size).count("CollectiveGatherV2") == 1
     assert "CollectiveReduceV2" not in ops(worker, size)
 
 
 @pytest.mark.parametrize(
+    ("replicas", "size"), [(6, 55_000), (8, 55_000), (12, 10), (1000, 10_000_000)]
+)
+def test_many_workers_add_in_the_rows_of_a_grid_and_then_in_its_columns(replicas, size):
+    worker = Several(replicas, CPU)
+    assert ops(worker, size).count("CollectiveReduceV2") == 2
+    assert "CollectiveGatherV2" not in ops(worker, size)
+
+
+@pytest.mark.parametrize(
+    ("workers", "expected"), [(1, (1, 1)), (6, (2, 3)), (7, (1, 7)), (36, (6, 6)), (1000, (25, 40))]
+)
+def test_the_grid_is_as_square_as_it_can_be(workers, expected):
+    assert reduction.grid(workers) == expected
+
+
+def test_the_model_of_costs_has_the_same_grid():
+    assert all(cost.grid(workers) == reduction.grid(workers) for workers in range(1, 300))
+
+
+def test_every_worker_is_in_one_row_and_one_column_of_a_grid(monkeypatch):
+    def groups(worker):
+        monkeypatch.setattr(Several, "cluster_resolver", types.SimpleNamespace(task_id=worker))
+        total = reduction.make(Several(12, CPU), 10)
+        graph = tf.function(total, autograph=False).get_concrete_function(
+            tf.TensorSpec([10], tf.float32)
+        )
+        found = [op for op in graph.graph.get_operations() if op.type == "CollectiveReduceV2"]
+        return [
+            (tf.get_static_value(op.inputs[1]), int(tf.get_static_value(op.inputs[2])))
+            for op in found
+        ]
+
+    members = {}
+    for worker in range(12):
+        (columns, row), (rows, column) = groups(worker)
+        assert (columns, rows) == (4, 3)
+        members.setdefault(row, []).append(worker)
+        members.setdefault(column, []).append(worker)
+    in_rows = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert sorted(members.values()) == sorted([*in_rows, *map(list, zip(*in_rows, strict=True))])
+
+
+@pytest.mark.parametrize(
     ("replicas", "size", "devices"),
     [
-        (2, 131_073, ["/job:worker/replica:0/task:0/device:CPU:0"]),
-        (1000, 55_000, ["/job:worker/replica:0/task:0/device:CPU:0"]),
+        (2, 131_073, CPU),
+        (13, 55_000, CPU),
+        (8, 1_000_000, CPU),
+        (1000, 100_000_000, CPU),
         (2, 55_000, ["/job:worker/replica:0/task:0/device:GPU:0"]),
         (4, 1000, [f"/job:worker/replica:0/task:0/device:CPU:{n}" for n in range(2)]),
     ],

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from dist_train import metrics
+from dist_train import metrics, reduction
 
 HERE = Path(__file__).parent
 
@@ -99,6 +99,20 @@ def test_workers_follow_the_trajectory_of_one_process(group, tmp_path, one_proce
         tolerances = TOLERANCES.get(name, (LOSS, WEIGHTS))
         assert_same_run(tmp_path / name, one_process / name, tolerances)
     assert max(losses(one_process / "early-stopping")) < 30 * 16
+
+
+@pytest.mark.slow
+def test_six_workers_that_add_in_two_rings_follow_the_trajectory_of_one_process(
+    group, tmp_path, one_process
+):
+    name = "adam-clipped-resident"
+    settings = {**CASES[name], "strategy": "multi_worker"}
+    weights_and_sums = sum(each.size for each in weights(one_process / name))
+    assert reduction.grid(6) == (2, 3)
+    assert 6 * 4 * weights_and_sums > 1 << 20
+    group.start_all(6, [HERE / "many_runs.py", json.dumps({name: settings})])
+    assert group.wait(240) == [0] * 6, group.output(0)
+    assert_same_run(tmp_path / name, one_process / name)
 
 
 @pytest.mark.slow
