@@ -79,7 +79,8 @@ class _Watch:
                 self._changed.notify()
 
     def remove(self, wait: _Wait) -> None:
-        with self._changed, contextlib.suppress(ValueError):  # Ctrl-C came before it was added
+        # No lock: at Python's end the thread is frozen, and may hold it.
+        with contextlib.suppress(ValueError):  # Ctrl-C came before it was added
             self._waits.remove(wait)
 
     def _run(self) -> None:
@@ -89,7 +90,7 @@ class _Watch:
         """The first wait that expires."""
         with self._changed:
             while True:
-                first = min(self._waits, key=lambda wait: wait.deadline, default=None)
+                first = min(tuple(self._waits), key=lambda wait: wait.deadline, default=None)
                 self._wakes_at = float("inf") if first is None else first.deadline
                 left = self._wakes_at - time.monotonic()
                 if first is not None and left <= 0:
