@@ -1,7 +1,7 @@
-"""The training step, fused: one flat vector, one collective, no Python between two steps.
+"""The training step, fused: one flat vector, reduced once, no Python between two steps.
 
 Each replica computes its part of the global batch's gradients and sums. Where there are several,
-each lays them end to end in one float32 vector, and one collective adds the vectors. What is not
+each lays them end to end in one float32 vector, and `reduction` adds the vectors. What is not
 linear (the mean, clipping, the optimizer) comes after it, alike on every replica. So the result
 does not depend on how the batch was divided.
 """

@@ -24,6 +24,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from dist_train.reduction import grid
+
 # Of the arithmetic of a step, the forward pass does one third: for each product of the forward pass
 # the backward pass does two.
 _BACKWARD = 2 / 3
@@ -107,12 +109,6 @@ def reduction_s(
     chunk = size / workers
     processor = work.start_s + hops * (work.hop_s + chunk * work.byte_s)
     return crowd * processor + (hops + 1) * link.latency_s + hops * chunk / link.bytes_per_s
-
-
-def grid(workers: int) -> tuple[int, int]:
-    """(rows, columns) of the most nearly square grid of so many workers; rows <= columns."""
-    rows = next(n for n in range(math.isqrt(workers), 0, -1) if workers % n == 0)
-    return rows, workers // rows
 
 
 def grid_reduction_s(

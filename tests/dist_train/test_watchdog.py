@@ -90,3 +90,16 @@ def test_a_bound_that_comes_after_others_were_kept_counts():
 def test_a_bound_of_many_days_does_not_keep_the_process():
     done = _run("bound = watchdog.bound(1e6, 'late')\nbound.__enter__()\nprint('end')\n")
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+def test_the_end_of_python_does_not_wait_for_the_lock_of_the_thread_that_is_frozen_then():
+    done = _run(
+        "bound = watchdog.bound(60, 'late')\n"
+        "bound.__enter__()\n"
+        "take = watchdog._watch._changed.acquire\n"
+        "holder = threading.Thread(target=take, daemon=True)\n"
+        "holder.start()\n"
+        "holder.join()\n"
+        "print('end')\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")

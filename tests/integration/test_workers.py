@@ -182,6 +182,27 @@ def test_a_killed_worker_ends_its_peer_with_a_reason_and_nothing_is_lost(group, 
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_signal_to_one_of_six_workers_in_two_rings_ends_all(group, tmp_path, sent):
+    """Those too that are neither in its row nor in its column."""
+    settings = ["--epochs=1000", "--log_steps=50", "--eval_epochs=0"]
+    command = [*TRAIN, "--strategy=multi_worker", "--workdir=run", *settings]
+    workers = group.start_all(6, command)
+    wait_for_step(tmp_path / "run", 100, timeout_s=120)
+    workers[4].send_signal(sent)
+    others = [0, 1, 2, 3, 5]
+    if sent == signal.SIGTERM:
+        assert group.wait(60) == [75] * 6, group.output(0)
+        steps = {re.search(r"after step (\d+)", group.output(index))[1] for index in range(6)}
+        assert len(steps) == 1
+        return
+    assert [workers[index].wait(60) for index in others] == [1] * 5
+    for index in others:
+        (line,) = [each for each in group.output(index).splitlines() if each.startswith("error")]
+        assert re.search(r"worker 4 \(127\.0\.0\.1:\d+\).* was lost \(", line)
+
+
 def wait_for_step(workdir, step, timeout_s=60):
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
