@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from launch import guard, relay
+from launch import guard, ports, relay
 
 # What is left in the pipes of a dead tree is read at once.
 _DRAIN_S = 5.0
@@ -35,19 +35,12 @@ def environment(carried: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **carried, "PATH": path}
 
 
-def hold_port(port: int) -> socket.socket:
-    """Keeps others from being given a port (0: a free one), as `launch.ports` does."""
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    with contextlib.suppress(OSError):  # somebody has it: the worker finds out, and says so
-        sock.bind(("", port))
-    return sock
-
-
 class _Agent:
     def __init__(self, request: Mapping[str, Any]):
         self._link_timeout_s = request["link_timeout_s"]
-        self._held = hold_port(request["held_port"]) if request["held_port"] else None
+        if request["held_port"]:
+            with contextlib.suppress(OSError):  # somebody has it: the worker finds out, and says so
+                self._held = ports.hold(request["held_port"])
         guard.adopt_orphans()
         self._control, guard_side = socket.socketpair()
         self._sources: dict[int, bytes] = {}

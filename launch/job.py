@@ -76,6 +76,8 @@ class Job:
         ports: a free port for each worker.
         release_ports: nobody keeps these ports for the workers (see `launch.ports`).
         restart: how often the group was restarted.
+        former: addresses of the starts before. They are not used again: a worker of then that is
+            not dead yet, on a host that is cut off, must not meet those of now.
     """
 
     command: tuple[str, ...]
@@ -88,6 +90,7 @@ class Job:
     ports: tuple[int, ...] = ()
     release_ports: bool = False
     restart: int = 0
+    former: tuple[str, ...] = ()
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -100,6 +103,11 @@ class Job:
             f"{self.host_of(slot).address}:{port}"
             for slot, port in zip(self.slots, self.ports, strict=True)
         )
+
+    def former_ports(self, host: Host) -> list[int]:
+        """The ports that the workers of a host had at the starts before."""
+        parts = [address.rpartition(":") for address in self.former]
+        return [int(port) for name, _, port in parts if name == host.address]
 
     def host_of(self, slot: int) -> Host:
         """The host that a place is on."""

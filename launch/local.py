@@ -18,5 +18,6 @@ def host(slots: int) -> Host:
 @contextmanager
 def prepared(job: Job) -> Iterator[Job]:
     """Yields the job with free ports, which are kept for the workers meanwhile."""
-    with ports.held(len(job.slots), release=job.release_ports) as free:
+    former = job.former_ports(job.hosts[0])
+    with ports.held(len(job.slots), former, release=job.release_ports) as free:
         yield replace(job, ports=tuple(free))

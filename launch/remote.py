@@ -49,7 +49,7 @@ def worker_payload(task: Task, environ: Mapping[str, str], link_timeout_s: float
         "held_port": task.held_port,
         "link_timeout_s": link_timeout_s,
     }
-    return _payload(("guard", "relay", "agent"), request)
+    return _payload(("guard", "ports", "relay", "agent"), request)
 
 
 def survey_payload(job: Job, host: Host, *, ports: int, checks: bool) -> bytes:
@@ -65,9 +65,10 @@ def survey_payload(job: Job, host: Host, *, ports: int, checks: bool) -> bytes:
         "env": dict(job.environ),
         "address": host.address.strip("[]"),
         "ports": ports,
+        "former_ports": job.former_ports(host),
         "checks": checks,
     }
-    return _payload(("guard", "relay", "agent", "binding", "survey"), request)
+    return _payload(("guard", "ports", "relay", "agent", "binding", "survey"), request)
 
 
 def _payload(modules: Sequence[str], request: Mapping[str, Any]) -> bytes:

@@ -17,6 +17,9 @@ from launch.report import Ended, Ending
 from launch.restart import RestartPolicy
 from launch.stop import StopRequests
 
+# Starts whose ports are not used again. Workers of an earlier one are long dead.
+_REMEMBERED = 10
+
 Prepare = Callable[[Job, StopRequests, Callable[[str], None]], AbstractContextManager[Job]]
 
 
@@ -26,7 +29,7 @@ def supervise(
     """Runs groups until one is done, the policy gives up or somebody asks to stop.
 
     Args:
-        job: the first start; later ones differ in slots, ports and the number of restarts.
+        job: the first start; later ones differ in slots, ports and what is said of earlier ones.
         prepare: the backend: from a job to a job with ports, on the hosts that are there.
         policy: says whether and how to go on after a failure.
         limits: bounds for each group.
@@ -43,6 +46,8 @@ def supervise(
         while True:
             try:
                 with prepare(job, requests, output.say) as ready:
+                    former = (*ready.addresses, *job.former)[: _REMEMBERED * len(ready.slots)]
+                    job = replace(job, former=former)
                     tasks = plan(ready)
                     output.say(f"{_count(ready.slots)}: {_describe_places(ready, tasks)}")
                     ending = Group(tasks, ready.environ, limits, output, requests).run()

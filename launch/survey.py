@@ -27,7 +27,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from launch import agent, binding
+from launch import agent, binding, ports
 
 _LIFE_S = 30
 _KEEP_S = 10
@@ -49,16 +49,16 @@ def main(request: Mapping[str, Any]) -> None:
     """Answers until its input ends."""
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.alarm(_LIFE_S)
-    held = [agent.hold_port(0) for _ in range(request["ports"])]
-    ports = [sock.getsockname()[1] for sock in held]
+    held = ports.hold_free(request["ports"], request["former_ports"])
+    free = [ports.number(sock) for sock in held]
     answer: dict[str, Any] = {
         "time": time.time(),
         "machine": dataclasses.asdict(binding.this_machine()),
-        "ports": ports,
+        "ports": free,
     }
     listeners: list[socket.socket] = []
     if request["checks"]:
-        listeners, address = _listen(request["address"], ports)
+        listeners, address = _listen(request["address"], free)
         answer |= {"listens": address, **_check(request)}
     _answer(answer)
     for line in sys.stdin.buffer:
@@ -78,7 +78,7 @@ def _answer(message: Mapping[str, Any]) -> None:
     print(json.dumps(message), flush=True)
 
 
-def _listen(host: str, ports: list[int]) -> tuple[list[socket.socket], str]:
+def _listen(host: str, free: list[int]) -> tuple[list[socket.socket], str]:
     """Listens as a worker does, on what this machine takes its own name for.
 
     Returns:
@@ -87,7 +87,7 @@ def _listen(host: str, ports: list[int]) -> tuple[list[socket.socket], str]:
     listeners = []
     address = host
     try:
-        for port in ports:
+        for port in free:
             family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             address = str(target[0])
             sock = socket.socket(family, socket.SOCK_STREAM)

@@ -1,5 +1,6 @@
 """Runs the launcher as a user does, and looks into /proc for what it leaves behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -101,6 +102,52 @@ def wait_until(holds: Callable[[], object], timeout_s: float = 10.0) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+# A kernel that gives a process the lowest port from 20000 on that it has not bound yet.
+_LOWEST_PORTS = """
+import socket
+real, bound = socket.socket.bind, []
+
+def bind(self, address):
+    if address != ("", 0):
+        return real(self, address)
+    taken = [sock.getsockname()[1] for sock in bound if sock.fileno() >= 0]
+    for port in range(20000, 30000):
+        if port not in taken:
+            try:
+                real(self, ("", port))
+            except OSError:
+                continue
+            bound.append(self)
+            return
+
+socket.socket.bind = bind
+"""
+
+
+@pytest.fixture
+def lowest_ports(tmp_path: Path) -> Path:
+    """A sitecustomize.py with which the lowest ports from 20000 on are the free ones."""
+    path = tmp_path / "sitecustomize.py"
+    path.write_text(_LOWEST_PORTS)
+    return path
+
+
+@pytest.fixture
+def restarted_twice() -> tuple[Sequence[str], Callable[[Result], list[str]]]:
+    """A worker command, and fn(result) -> the addresses of all its starts, one after another."""
+    script = """
+[ $DIST_LAUNCH_INDEX = 0 ] || exit 0
+echo $TF_CONFIG
+[ $DIST_LAUNCH_RESTART = 2 ]
+"""
+
+    def read(result: Result) -> list[str]:
+        configs = [json.loads(line.partition(b"] ")[2]) for line in result.out.splitlines()]
+        return [address for config in configs for address in config["cluster"]["worker"]]
+
+    return ["--max_restarts=2", "--", "sh", "-c", script], read
 
 
 @pytest.fixture

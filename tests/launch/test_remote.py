@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 
 import pytest
@@ -38,6 +39,17 @@ print(os.getsid(0) == os.getpid(), signal.getsignal(signal.SIGPIPE), file=sys.st
         local.out.splitlines()
     )
     assert remote.err.replace(" 127.0.0.1] ", "] ").count("True") == 2
+
+
+def test_no_start_has_a_port_of_those_before(ssh, launcher, restarted_twice, lowest_ports):
+    # As our code starts it there, `python3 -I -S -c CODE`, it does not look for a sitecustomize.py.
+    python = lowest_ports.with_name("python3")
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "$(cat {lowest_ports})\n$4"\n')
+    python.chmod(0o755)
+    command, addresses = restarted_twice
+    result = launcher.finish(ssh(f"--remote_python={python}", *command))
+    assert result.status == 0, result.err
+    assert len(addresses(result)) == len(set(addresses(result))) == 6
 
 
 def test_addresses_have_free_ports_that_are_kept(ssh, launcher, python):
