@@ -52,7 +52,25 @@ def _compare(folders: list[str], output: str | None) -> int:
     return 0
 
 
+# Of a run that failed, where `_leaves_at_once`: with it go its frames, and with them the strategy
+# and its datasets, whose destruction may wait for peers that are gone.
+_kept: list[BaseException] = []
+
+
+def _leaves_at_once(status: int) -> bool:
+    """Whether the process ends without the interpreter's end.
+
+    With its peers gone TensorFlow's orderly shutdown waits for them, or aborts. And Python's gives
+    signals back their fatal default, while the same request may still come again, from the launcher
+    after the scheduler.
+    """
+    strategies = ("multi_worker", "multi-worker")
+    return flags.FLAGS.strategy in strategies or status == Stopped.exit_status
+
+
 def _report(error: BaseException, message: str, status: int) -> int:
+    if _leaves_at_once(status):
+        _kept.append(error)
     if logging.get_verbosity() >= logging.DEBUG:
         logging.exception("%s", message, exc_info=error)
     else:
@@ -101,10 +119,7 @@ def run() -> None:
     status = main(argv)
     sys.stdout.flush()
     sys.stderr.flush()
-    if flags.FLAGS.strategy in ("multi_worker", "multi-worker") or status == Stopped.exit_status:
-        # With its peers gone TensorFlow's orderly shutdown waits for them, or aborts. And Python's
-        # gives signals back their fatal default, while the same request may still come again, from
-        # the launcher after the scheduler.
+    if _leaves_at_once(status):
         os._exit(status)
     sys.exit(status)
 

@@ -28,7 +28,8 @@ class Buffers:
 
     def take(self, array: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """array[rows], for rows ≥ 0 that exist."""
-        if array.dtype.kind not in _NUMBERS or not array.dtype.isnative:
+        is_plain = array.flags.c_contiguous and array.flags.aligned  # else `take` copies all of it
+        if array.dtype.kind not in _NUMBERS or not array.dtype.isnative or not is_plain:
             return self.copy(array[rows])
         target = self._empty((len(rows), *array.shape[1:]), array.dtype)
         # In another mode it would take a copy first.

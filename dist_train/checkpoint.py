@@ -6,10 +6,13 @@ them as `best-00000391`. Only the chief writes and reads; the other workers get 
 so no shared filesystem is needed.
 """
 
+import functools
+import queue
 import re
 import shutil
 import threading
 from collections.abc import Callable
+from concurrent import futures
 
 import keras
 import numpy as np
@@ -58,8 +61,9 @@ class Checkpoints:
         self._pins = pins
         self._damaged: set[int] = set()  # steps that `restore` has skipped
         self._copy: _Copy | None = None
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        # One thread for all: TensorFlow takes 8 MiB for each, which the C library keeps by thread.
+        self._saves: _Saves | None = None
+        self._written: futures.Future[None] | None = None
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints that are there, rising; the best one is not counted."""
@@ -80,23 +84,31 @@ class Checkpoints:
         if self._copy is None:
             self._copy = _Copy(self._make_state())
         self._copy.take()
-        self._thread = threading.Thread(
-            target=self._write_or_note, args=(step, best), name="checkpoint", daemon=True
-        )
-        self._thread.start()
+        if self._saves is None:
+            self._saves = queue.SimpleQueue()
+            threading.Thread(
+                target=_serve, args=(self._saves,), name="checkpoint", daemon=True
+            ).start()
+        self._written = futures.Future()
+        self._saves.put((self._written, functools.partial(self._write_or_explain, step, best)))
 
     def wait(self) -> None:
         """Returns when what `save` began is done; raises as it does."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self.check()
+        if self._written is not None:
+            futures.wait([self._written])
+            written, self._written = self._written, None
+            written.result()
 
     def check(self) -> None:
         """Raises what a save in the background has failed with, without waiting for it."""
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        if self._written is not None and self._written.done():
+            self.wait()
+
+    def close(self) -> None:
+        """Ends the thread that writes, after what was begun; a further `save` starts another."""
+        if self._saves is not None:
+            self._saves.put(None)
+            self._saves = None
 
     def restore(self, name: str | None = None) -> int | None:
         """Restores the newest checkpoint that is whole, or the one of a name.
@@ -163,18 +175,15 @@ class Checkpoints:
 
     # In the thread that writes.
 
-    def _write_or_note(self, step: int, best: bool) -> None:
+    def _write_or_explain(self, step: int, best: bool) -> None:
         try:
             self._write(step, best)
         except (OSError, tf.errors.OpError) as error:
             message = str(getattr(error, "message", error)).splitlines()[0]
-            self._error = RunError(
+            raise RunError(
                 f"the checkpoint of step {step} could not be written to {self._storage}"
                 f" ({message}); the earlier ones are intact"
-            )
-            self._error.__cause__ = error
-        except BaseException as error:
-            self._error = error
+            ) from error
 
     def _write(self, step: int, best: bool) -> None:
         assert self._copy is not None
@@ -206,6 +215,19 @@ class Checkpoints:
         for old in steps[: -self._keep]:
             if old != pinned:
                 self._storage.remove(_name(old))
+
+
+_Saves = queue.SimpleQueue[tuple[futures.Future[None], Callable[[], None]] | None]
+
+
+def _serve(saves: _Saves) -> None:
+    """Does what comes, until None does. (An executor's thread would hold up Python's end.)"""
+    while (save := saves.get()) is not None:
+        written, write = save
+        try:
+            written.set_result(write())
+        except BaseException as error:
+            written.set_exception(error)
 
 
 class _Copy:

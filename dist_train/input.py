@@ -1,18 +1,14 @@
-"""Input: the order of the examples, and the distributed datasets that follow it.
-
-The order is a pure function of (seed, epoch, step). Every worker computes its own share of it, so
-nothing depends on how many there are, and a resume needs the step number and nothing else.
+"""Input: the distributed datasets that bring the examples of a schedule to the replicas.
 
 Data travels in chunks of many steps, because a compiled loop of steps cannot ask a dataset for its
 next element. Where the examples live on the device a chunk is only their indices; where they are
 streamed it carries the examples too.
 """
 
-import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,11 +17,12 @@ import tensorflow as tf
 from dist_train.buffers import Buffers
 from dist_train.errors import UsageError
 from dist_train.examples import Arrays, Dataset, Source
+from dist_train.readahead import Readahead
+from dist_train.schedule import Schedule
 
-# The public tf.random.experimental.index_shuffle has 4 rounds, after which the orders of two epochs
-# still correlate by 0.65 to 0.75 (50,000 examples); from 12 on nothing is left to measure.
-_SHUFFLE_ROUNDS = 16
 _STREAM_CHUNK_BYTES = 32 << 20
+_READERS = 2
+_CHUNKS_AHEAD = 3  # of each replica; they are read, or wait
 _RESIDENT_CHUNK_STEPS = 4096
 _RESIDENT_LIMIT_BYTES = 2 << 30
 _MAX_EXAMPLES = 2**31 - 1  # indices are int32 on the device
@@ -62,79 +59,6 @@ class Chunk(NamedTuple):
             return tf.reshape(array, [*self.ids.shape, *array.shape[1:]])[step]
 
         return tf.nest.map_structure(part, self.examples), ids
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Which examples each step sees.
-
-    Attributes:
-      examples: how many there are.
-      batch_size: the global batch.
-      seed: of the order.
-      shuffle: a new order each epoch, or the order of the source.
-      chunk_steps: steps per chunk; a chunk never spans two epochs.
-    """
-
-    examples: int
-    batch_size: int
-    seed: int = 0
-    shuffle: bool = False
-    chunk_steps: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps that an epoch takes, its last, partial batch included."""
-        return math.ceil(self.examples / self.batch_size)
-
-    @property
-    def chunks_per_epoch(self) -> int:
-        """Chunks that an epoch takes."""
-        return math.ceil(self.steps_per_epoch / self.chunk_steps)
-
-    def locate(self, step: int) -> tuple[int, int, int]:
-        """(chunk, first step within the chunk, steps that the chunk still has) at a global step."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        chunk, start = divmod(within, self.chunk_steps)
-        left = min(self.chunk_steps, self.steps_per_epoch - chunk * self.chunk_steps) - start
-        return epoch * self.chunks_per_epoch + chunk, start, left
-
-    def examples_until(self, step: int) -> int:
-        """Examples that were seen when `step` steps are done."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        return epoch * self.examples + min(within * self.batch_size, self.examples)
-
-    def share(self, chunk: tf.Tensor, replica: tf.Tensor, replicas: int) -> tuple:
-        """(ids [S, b] int32, epoch [] int32): one replica's part of a chunk's global batches.
-
-        Replica r of R gets the columns r·b to (r+1)·b of each global batch, b = ceil(batch / R);
-        what is missing at the end of a batch or of an epoch is -1.
-        """
-        per_replica = math.ceil(self.batch_size / replicas)
-        epoch, chunk = chunk // self.chunks_per_epoch, chunk % self.chunks_per_epoch
-        step = chunk * self.chunk_steps + tf.range(self.chunk_steps, dtype=tf.int64)
-        column = replica * per_replica + tf.range(per_replica, dtype=tf.int64)
-        position = step[:, tf.newaxis] * self.batch_size + column
-        real = (column < self.batch_size) & (position < self.examples)
-        ids = self._order(epoch, tf.reshape(tf.where(real, position, 0), [-1]))
-        ids = tf.where(real, tf.reshape(ids, real.shape), -1)
-        return tf.cast(ids, tf.int32), tf.cast(epoch, tf.int32)
-
-    def _order(self, epoch: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-        """The indices of the examples at these places of an epoch's order, [n] int64."""
-        if not self.shuffle:
-            return position
-        # Neighbouring seeds give related orders, so the key is drawn from a generator instead.
-        key = tf.random.stateless_uniform(
-            [3], seed=tf.stack([tf.constant(self.seed, tf.int64), epoch]),
-            minval=None, maxval=None, dtype=tf.uint32, alg="philox",
-        )  # fmt: skip
-        return tf.raw_ops.RandomIndexShuffle(
-            index=position,
-            seed=key,
-            max_index=tf.constant(self.examples - 1, tf.int64),
-            rounds=_SHUFFLE_ROUNDS,
-        )
 
 
 class Input:
@@ -250,8 +174,11 @@ class Input:
 
         # Without an end: the end of a distributed dataset costs a collective at every element.
         numbers = tf.data.Dataset.counter(first * local)
-        dataset = numbers.map(chunk, num_parallel_calls=local, deterministic=True)
-        return _settled(dataset.prefetch(2 * local))
+        # One thread that copies reaches neither what memory gives nor what a fast disk does. What a
+        # user has written may not be made for more than a thread a replica.
+        readers = max(local, _READERS) if isinstance(self._source, Arrays) else local
+        dataset = numbers.map(chunk, num_parallel_calls=readers, deterministic=True)
+        return _settled(dataset.prefetch(_CHUNKS_AHEAD * local - readers))
 
     def _sequential(
         self,
@@ -310,15 +237,11 @@ class Input:
         """(x, y) with arrays [S * b, …] of the examples `ids`; padding repeats example 0."""
         template = _fetch(self._source, np.zeros(1, np.int64))
         flat = tf.nest.flatten(template)
-        buffers = Buffers()
+        read = self._reader()
 
         def gather(rows: np.ndarray) -> list[np.ndarray]:
-            rows = np.maximum(rows, 0)
             try:
-                if isinstance(self._source, Arrays):
-                    whole = tf.nest.flatten((self._source.x, self._source.y))
-                    return [buffers.take(array, rows) for array in whole]
-                return [buffers.copy(a) for a in tf.nest.flatten(_fetch(self._source, rows))]
+                return read(np.maximum(rows, 0))
             except Exception as error:
                 failures.append(error)
                 raise
@@ -328,6 +251,22 @@ class Input:
         for array, like in zip(arrays, flat, strict=True):
             array.set_shape([rows.shape[0], *like.shape[1:]])
         return tf.nest.pack_sequence_as(template, arrays)
+
+    def _reader(self) -> Callable[[np.ndarray], list[np.ndarray]]:
+        """fn(rows) -> the arrays of (x, y) of these examples, for several threads at a time."""
+        source, buffers = self._source, Buffers()
+        if not isinstance(source, Arrays):
+            return lambda rows: [buffers.copy(a) for a in tf.nest.flatten(_fetch(source, rows))]
+        whole = [(array, Readahead(array)) for array in tf.nest.flatten((source.x, source.y))]
+
+        def read(rows: np.ndarray) -> list[np.ndarray]:
+            found = []
+            for array, readahead in whole:
+                with readahead.reading(rows):
+                    found.append(buffers.take(array, rows))
+            return found
+
+        return read
 
     def _stream_steps(self, batch_size: int) -> int:
         example = _fetch(self._source, np.zeros(1, np.int64))

@@ -13,12 +13,13 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from dist_train import metrics, optimizers, prediction, replicas, versions, watchdog
+from dist_train import allocator, metrics, optimizers, prediction, replicas, versions, watchdog
 from dist_train import task as tasks
 from dist_train.build import Parts
 from dist_train.cluster import Cluster
 from dist_train.config import Config
-from dist_train.errors import RunError, Stopped, WorkerLost
+from dist_train.divergence import Divergence
+from dist_train.errors import Stopped, WorkerLost
 from dist_train.examples import digest
 from dist_train.follower import follow
 from dist_train.heartbeat import Heartbeat
@@ -36,7 +37,6 @@ from dist_train.workdir import Workdir
 from dist_train.workers import Workers
 
 _SLOW_INPUT = "the input: more than {seconds}; raise --stall_timeout_s if that is right"
-_MOST_SKIPPED = 100  # steps in a row
 _SHARES = ("input", "communication", "evaluation", "saving")
 
 
@@ -115,7 +115,7 @@ class _Loop:
             self._parts, config, strategy, workers, workdir, scheduled=self._times.schedules
         )
         self._task = task
-        self._skipped = 0
+        self._divergence = Divergence(config.on_nan, workers, self._parts.weight_digests)
         self._outcome: Outcome | None = None
         if workdir is not None:
             self._outcome = Outcome(
@@ -125,12 +125,12 @@ class _Loop:
     def train(self) -> Result:
         """From the newest checkpoint, or from the beginning, to the exported model."""
         step = self._state.restore()
-        with self._log(step) as log:
+        with self._log(step) as log, contextlib.ExitStack() as stack:
             self._state.log = log
             try:
-                results, step = self._fit(step, log)
+                results, step = self._fit(step, log, stack)
             finally:
-                self._state.settle()  # what was begun before an error is written all the same
+                self._state.close()  # what was begun before an error is written all the same
             self._state.take_best(step)
             if (test := self._evaluate("test")) is not None:
                 results["test"] = test
@@ -182,8 +182,14 @@ class _Loop:
         )
         return self._result(results, step)
 
-    def _fit(self, step: int, log: metrics.RunLog) -> tuple[dict[str, Means], int]:
-        """All steps from `step` to the last; the last means of each kind, and the last step."""
+    def _fit(
+        self, step: int, log: metrics.RunLog, stack: contextlib.ExitStack
+    ) -> tuple[dict[str, Means], int]:
+        """All steps from `step` to the last; the last means of each kind, and the last step.
+
+        Args:
+          stack: gets what is to last from the first step to the end of the run.
+        """
         config, parts, times = self._config, self._parts, self._times
         train = parts.inputs["train"]
         pace, sheet = Pace(config.steps_per_loop), Timesheet(_SHARES)
@@ -213,6 +219,7 @@ class _Loop:
                 with self._workers.together("the timing of the reduction"):
                     reduction_s = parts.train_loop.time_reduction()
                 sheet.take()  # the start is nobody's share
+                stack.enter_context(allocator.keeping_memory(os.environ))
             sheet.add("communication", progress.steps * reduction_s)
             call_steps = progress.next_steps
             step += progress.steps
@@ -220,7 +227,8 @@ class _Loop:
             self._heartbeat.beat(step)
             self._state.check()
             self._pending += progress.sums
-            self._check(step, progress)
+            if self._divergence.check(step, progress):
+                self._rewind(step, progress.last[0])
 
             if times.logs(step):
                 results["train"] = self._log_train(step, progress, pace.take_seconds(), log, sheet)
@@ -264,7 +272,7 @@ class _Loop:
                 self._heartbeat.beat()
         return metrics.means(names, total)
 
-    # Workers that agree, and what is wrong when they do not.
+    # Workers that agree.
 
     def _check_same_data(self, task: tasks.Task) -> None:
         """Settings again: a second run in a process does without the rendezvous."""
@@ -278,43 +286,11 @@ class _Loop:
         with self._workers.together("the comparison of the data"):
             self._workers.check_alike(mine)
 
-    def _check(self, step: int, progress: Progress) -> None:
-        """Acts on what the last step has shown; raises RunError if going on is useless."""
-        if progress.diverged:
-            with self._workers.together("the comparison of the weights"):
-                who = self._workers.who_differs(self._parts.weight_digests())
-            raise RunError(
-                f"the replicas' weights differ since step {step - 1}, which must not happen: {who};"
-                " start again from the last checkpoint"
-            )
-        loss = progress.last[0]
-        if np.isfinite(loss):
-            self._skipped = 0
-            return
-        chief = logging.WARNING if self._workers.is_chief else logging.DEBUG
-        if self._config.on_nan == "stop":
-            # No update has been made before the first one.
-            remedy = (
-                "Look at the examples, labels, loss function and initial weights"
-                if step == 1
-                else "Try a smaller --learning_rate, --clip_norm, or --on_nan=skip"
-            )
-            raise RunError(
-                f"the loss of step {step} is {loss}; the last checkpoint is kept. {remedy}"
-            )
-        if self._config.on_nan == "skip":
-            self._skipped += 1
-            if self._skipped > _MOST_SKIPPED:
-                raise RunError(
-                    f"no step was finite since step {step - self._skipped}; the last checkpoint is"
-                    " kept. Try a smaller --learning_rate, or look at the examples"
-                )
-            logging.log(chief, "step %s is left out: its loss or gradient is not finite", step)
-            return
+    def _rewind(self, step: int, loss: float) -> None:
         restored = self._state.rewind(step)
         self._pending = self._parts.pending.numpy()
         logging.log(
-            chief,
+            logging.WARNING if self._workers.is_chief else logging.DEBUG,
             "the loss of step %s is %s: back to the weights of step %s, and on with step %s",
             step, loss, restored, step + 1,
         )  # fmt: skip

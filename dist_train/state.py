@@ -106,6 +106,14 @@ class State:
         ):
             self._ignoring_not_finite(self.checkpoints.wait)
 
+    def close(self) -> None:
+        """As `settle`; nothing is saved afterwards."""
+        try:
+            self.settle()
+        finally:
+            if self.checkpoints is not None:
+                self.checkpoints.close()
+
     def check(self) -> None:
         """Raises RunError if a checkpoint could not be written in the meantime."""
         if self.checkpoints is not None:

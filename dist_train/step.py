@@ -1,9 +1,8 @@
-"""The training step, fused: one flat vector, reduced once, no Python between two steps.
+"""The training step, fused: all that replicas share reduced at once, no Python between two steps.
 
 Each replica computes its part of the global batch's gradients and sums. Where there are several,
-each lays them end to end in one float32 vector, and `reduction` adds the vectors. What is not
-linear (the mean, clipping, the optimizer) comes after it, alike on every replica. So the result
-does not depend on how the batch was divided.
+`reduction` adds them. What is not linear (the mean, clipping, the optimizer) comes after it, alike
+on every replica. So the result does not depend on how the batch was divided.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from dist_train.agreement import agree, weight_hash
 from dist_train.optimizers import update_locally
 from dist_train.program import Program
 
-# The vector ends with what all workers must know in the same step: the chief's proposal for the
+# The sums end with what all workers must know in the same step: the chief's proposal for the
 # length of the next call, the count of workers that were asked to stop, and the sums of the weight
 # hashes and of their squares.
 _SIGNALS = 4
@@ -89,10 +88,10 @@ class TrainLoop:
             for variable in program.model.non_trainable_variables
             if skip_not_finite and variable.dtype.startswith(("float", "bfloat"))
         ]
-        self._sizes = [int(np.prod(variable.shape)) for variable in self._variables]
         self._sums = len(program.sum_names)
         self._tail = self._sums + _SIGNALS
-        self._reduce = reduction.make(strategy, sum(self._sizes) + self._tail)
+        shapes = [*(variable.shape for variable in self._variables), [self._tail]]
+        self._reduce = reduction.make(strategy, shapes)
         update_locally(optimizer)
         with tf.device("CPU:0"):
             self._stop_requested = tf.Variable(0.0, trainable=False, name="stop_requested")
@@ -145,7 +144,10 @@ class TrainLoop:
             return 0.0
 
         def reduced() -> tf.Tensor:
-            return self._reduce(tf.zeros([sum(self._sizes) + self._tail]))
+            # The weights, as TensorFlow would add constants while it compiles.
+            weights = [tf.cast(variable.value, tf.float32) for variable in self._variables]
+            with tf.control_dependencies(self._reduce([*weights, tf.zeros([self._tail])])):
+                return tf.constant(0.0)
 
         def body(count: tf.Tensor, times: tf.TensorArray) -> tuple:
             with tf.control_dependencies([self._first(self._strategy.run(reduced))]):
@@ -214,8 +216,8 @@ class TrainLoop:
             replica = tf.distribute.get_replica_context()
             proposal = tf.where(replica.replica_id_in_sync_group == 0, next_steps, 0.0)
             stop = self._stop_requested.read_value()
-            local = self._share(examples, ids, chunk.epoch, proposal, stop)
-            gradients, tail = self._separate(self._reduce(self._vector(*local)))
+            gradients, tail = self._share(examples, ids, chunk.epoch, proposal, stop)
+            *gradients, tail = self._reduce([*gradients, tail])
         if self._loss_scale is not None:
             gradients = [gradient / self._loss_scale.scale for gradient in gradients]
         finite = self._apply(gradients, tail)
@@ -229,17 +231,6 @@ class TrainLoop:
         if self._loss_scale is None:  # otherwise an overflow of the gradient alone is usual
             tail = tf.concat([tf.where(finite, tail[:1], float("nan")), tail[1:]], 0)
         return tail, last
-
-    # The vector is made and taken apart where there are several replicas, and outside of XLA: on a
-    # CPU its concatenation takes a quarter of a small step.
-
-    def _vector(self, gradients: list[tf.Tensor], tail: tf.Tensor) -> tf.Tensor:
-        return tf.concat([*(tf.reshape(gradient, [-1]) for gradient in gradients), tail], 0)
-
-    def _separate(self, vector: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-        *parts, tail = tf.split(vector, [*self._sizes, self._tail])
-        pairs = zip(parts, self._variables, strict=True)
-        return [tf.reshape(part, variable.shape) for part, variable in pairs], tail
 
     def _share(
         self,

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 
 _EXPLAIN_S = 10.0
+# The chief answers what its peers ask, whose bounds end a moment after its own.
+_LINGER_S = 1.0
 
 
 @contextlib.contextmanager
@@ -57,6 +59,8 @@ class _Wait:
         text = self._message.format(seconds=f"{self._seconds:g} s{why}")
         print(f"error: {text}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        if why:
+            time.sleep(_LINGER_S)
         os._exit(1)
 
 

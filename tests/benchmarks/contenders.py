@@ -135,7 +135,10 @@ def _flags(work: workload.Workload, data: Path, *, epochs: int) -> list[str]:
         f"--validation_size={work.held}",
         f"--epochs={epochs}",
         f"--log_steps={work.steps}",  # a line an epoch, as peers read their loss
-        "--checkpoint_steps=1000000000",  # peers save nothing either
+        # Peers save nothing either: no best one after the first, since accuracy rises.
+        "--checkpoint_steps=1000000000",
+        "--best_metric=accuracy",
+        "--best_mode=min",
     ]
 
 

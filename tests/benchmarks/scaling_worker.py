@@ -23,7 +23,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from dist_train import environments, reduction, replicas
+from dist_train import allocator, environments, reduction, replicas
 
 # A call lasts about this long, so that its own cost, and the clock's, do not count.
 _CALL_S = 0.05
@@ -218,10 +218,11 @@ class Perceptron:
 
 
 def main():
-    worker = Worker(environments.find_cluster(os.environ, "multi_worker", 60.0))
-    print(json.dumps("ready"), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(worker.answer(**json.loads(line))), flush=True)
+    with allocator.keeping_memory(os.environ):  # as dist_train does after its first step
+        worker = Worker(environments.find_cluster(os.environ, "multi_worker", 60.0))
+        print(json.dumps("ready"), flush=True)
+        for line in sys.stdin:
+            print(json.dumps(worker.answer(**json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -19,6 +20,23 @@ def test_rows_are_those_of_numpy(dtype):
         assert found.dtype == array.dtype.newbyteorder("=")
         assert found.flags.c_contiguous
         assert found.ctypes.data % 64 == 0
+
+
+WHOLE = np.arange(1 << 22, dtype=np.uint8).reshape(-1, 1 << 10)
+UNALIGNED = WHOLE.reshape(-1)[1 : 1 - (1 << 10)].view(np.float32).reshape(-1, 1 << 8)
+
+
+@pytest.mark.parametrize("part", [WHOLE[:, ::2], WHOLE[::3], UNALIGNED])
+def test_rows_of_a_part_are_taken_without_a_copy_of_the_whole(part):
+    rows = np.array([5, 1300])
+    tracemalloc.start()
+    try:
+        found = Buffers().take(part, rows)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found, part[rows])
+    assert peak < part.nbytes // 10
 
 
 @pytest.mark.parametrize("dtype", ["S5", "U5", object])

@@ -4,6 +4,7 @@ import random
 import re
 import shutil
 import threading
+from concurrent import futures
 
 import keras
 import numpy as np
@@ -207,7 +208,7 @@ def test_what_failed_in_the_background_is_raised_once_by_the_next_call(folder):
 
     run = SavedRun(folder, before=fail)
     run.save_in_background(3)
-    run.checkpoints._thread.join(20)
+    futures.wait([run.checkpoints._written], 20)
     with pytest.raises(RunError, match=r"step 3 could not be written to .*No space left"):
         run.checkpoints.check()
     run.checkpoints.check()

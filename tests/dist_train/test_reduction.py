@@ -1,4 +1,4 @@
-"""Which collective the step's sum takes. The sums themselves: the tests of trajectories."""
+"""Which way the step's sum takes. The sums themselves: the tests of trajectories."""
 
 import types
 
@@ -23,7 +23,7 @@ class Several(tf.distribute.MultiWorkerMirroredStrategy):
 
 def ops(strategy, size):
     """The types of the operations that a reduction consists of."""
-    total = reduction.make(strategy, size)
+    total = reduction.of_vectors(strategy, size)
     concrete = tf.function(total, autograph=False).get_concrete_function(
         tf.TensorSpec([size], tf.float32)
     )
@@ -62,7 +62,7 @@ def test_the_grid_is_as_square_as_it_can_be(workers, expected):
 def test_every_worker_is_in_one_row_and_one_column_of_a_grid(monkeypatch):
     def groups(worker):
         monkeypatch.setattr(Several, "cluster_resolver", types.SimpleNamespace(task_id=worker))
-        total = reduction.make(Several(12, CPU), 10)
+        total = reduction.of_vectors(Several(12, CPU), 10)
         graph = tf.function(total, autograph=False).get_concrete_function(
             tf.TensorSpec([10], tf.float32)
         )
@@ -94,18 +94,31 @@ def test_every_worker_is_in_one_row_and_one_column_of_a_grid(monkeypatch):
     ],
 )
 def test_all_else_is_left_to_the_strategy(replicas, size, devices):
-    assert reduction.make(Several(replicas, devices), size) is reduction._reduced
+    assert reduction.of_vectors(Several(replicas, devices), size) is reduction._reduced
 
 
 def test_one_process_leaves_it_to_the_strategy():
-    assert reduction.make(tf.distribute.get_strategy(), 10) is reduction._reduced
+    assert reduction.of_vectors(tf.distribute.get_strategy(), 10) is reduction._reduced
 
 
-@pytest.mark.parametrize("devices", [2, 3])
-def test_a_step_has_one_collective_on_each_replica_and_a_call_no_other(devices):
+def test_tensors_of_all_shapes_travel_in_one_vector():
+    shapes = [[3, 2], [], [5]]
+    total = tf.function(reduction.make(Several(2, CPU), shapes), autograph=False)
+    concrete = total.get_concrete_function([tf.TensorSpec(shape) for shape in shapes])
+    sent = [op for op in concrete.graph.get_operations() if op.type.startswith("Collective")]
+    assert [(op.type, op.inputs[0].shape) for op in sent] == [("CollectiveGatherV2", [12])]
+    assert [output.shape for output in concrete.outputs] == shapes
+
+
+def mirrored(devices):
     config = dist_train.Config(strategy="mirrored", devices=devices, jit_compile="false")
     strategy = replicas.create(config.strategy, config.devices, None)
-    parts = Parts(mnist.task(config), config, strategy, local_replicas=devices)
+    return Parts(mnist.task(config), config, strategy, local_replicas=devices)
+
+
+def step_of(devices):
+    """(nodes of a call of the training loop, nodes of its step, those of all its functions)"""
+    parts = mirrored(devices)
     inputs = parts.inputs["train"]
     loop = parts.train_loop._run.get_concrete_function(
         inputs.data, next(inputs.chunks(0)), tf.constant(0), tf.constant(1), tf.constant(0.0)
@@ -114,10 +127,70 @@ def test_a_step_has_one_collective_on_each_replica_and_a_call_no_other(devices):
     functions = {f.signature.name: f.node_def for f in graph.library.function}
     bodies = [n.attr["body"].func.name for n in graph.node if n.op in ("While", "StatelessWhile")]
     assert len(bodies) == 1
+    return graph.node, functions[bodies[0]], [n for nodes in functions.values() for n in nodes]
 
-    def collectives(nodes):
-        return [n.op for n in nodes if n.op.startswith("Collective") and "Communicator" not in n.op]
 
-    assert collectives(graph.node) == []
-    assert collectives(functions[bodies[0]]) == ["CollectiveReduceV2"] * devices
-    assert sum(len(collectives(nodes)) for nodes in functions.values()) == devices
+def collectives(nodes):
+    return [n.op for n in nodes if n.op.startswith("Collective") and "Communicator" not in n.op]
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_a_step_has_one_collective_on_each_replica_and_a_call_no_other(devices, monkeypatch):
+    monkeypatch.setattr(reduction, "_is_cpu", lambda device: False)  # as between GPUs
+    call, step, functions = step_of(devices)
+    assert collectives(call) == []
+    assert collectives(step) == ["CollectiveReduceV2"] * devices
+    assert len(collectives(functions)) == devices
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_in_one_memory_a_step_adds_each_tensor_once_and_nothing_travels(devices):
+    call, step, functions = step_of(devices)
+    assert collectives(call) == collectives(functions) == []
+    weights = 2 * len(mnist.task(dist_train.Config()).model().layers) - 2
+    added = [n for n in step if n.op == "AddN"]
+    assert [n.attr["N"].i for n in added] == [devices] * (weights + 1)
+
+
+def test_both_ways_add_the_same(monkeypatch):
+    strategy = replicas.create("mirrored", 3, None)
+    values = [tf.range(6.0), tf.constant([[1.5], [2.0]])]
+
+    def sums():
+        total = reduction.make(strategy, [[6], [2, 1]])
+
+        @tf.function(autograph=False)
+        def run():
+            def replica():
+                number = tf.distribute.get_replica_context().replica_id_in_sync_group
+                found = total([value + tf.cast(number, tf.float32) for value in values])
+                return [tf.identity(each) for each in found]
+
+            return strategy.run(replica)
+
+        return [
+            [part.numpy().tolist() for part in strategy.experimental_local_results(each)]
+            for each in run()
+        ]
+
+    together = sums()
+    assert together == [[[3.0 * n + 3 for n in range(6)]] * 3, [[[7.5], [9.0]]] * 3]
+    monkeypatch.setattr(reduction, "_is_cpu", lambda device: False)
+    assert sums() == together
+
+
+def test_a_reduction_is_timed_with_numbers_that_no_compiler_knows(monkeypatch):
+    loop, seen = mirrored(2).train_loop, []
+    reduce = loop._reduce
+
+    def watched(tensors):
+        seen.append([tensor.op.type for tensor in tensors])
+        return reduce(tensors)
+
+    monkeypatch.setattr(loop, "_reduce", watched)
+    assert loop.time_reduction() > 0.0
+    for *weights, signals in seen:
+        assert len(weights) == 6
+        assert set(weights) == {"ReadVariableOp"}
+        assert signals in ("Const", "Fill")
+    assert len(seen) == 2

@@ -1,9 +1,11 @@
 """A whole run: its workdir, its exports, its resume, its ends."""
 
+import itertools
 import json
 import logging
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -284,22 +286,53 @@ def test_a_random_access_source_streams(tmp_path):
     assert_equal_weights(one, other)
 
 
-@pytest.mark.parametrize("pause_s", [0.0, 0.3])
-def test_an_input_that_is_the_bottleneck_is_told(tmp_path, caplog, pause_s):
-    class Slow:
+class Lines(logging.Handler):
+    """Counts the lines of training, and takes its time for each."""
+
+    def __init__(self, pause_s=0.0):
+        super().__init__()
+        self._pause_s = pause_s
+        self.texts = []
+        self._changed = threading.Condition()
+
+    def emit(self, record):
+        if "batch loss" in record.getMessage():
+            time.sleep(self._pause_s)
+            with self._changed:
+                self.texts.append(record.getMessage())
+                self._changed.notify_all()
+
+    def wait_for(self, count):
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.texts) >= count, timeout=30)
+
+
+@pytest.mark.parametrize("slow", ["input", "training"])
+def test_an_input_that_is_the_bottleneck_is_told(tmp_path, caplog, slow):
+    lines = Lines(pause_s=0.0 if slow == "input" else 0.5)
+    chunks = itertools.count()
+
+    class Source:
         def __len__(self):
             return 80
 
         def __getitem__(self, indices):
-            time.sleep(pause_s if len(indices) > 1 else 0.0)  # for each chunk, here an epoch
+            if (
+                slow == "input" and len(indices) > 1
+            ):  # a chunk, here an epoch: when it is waited for
+                lines.wait_for(next(chunks))
+                time.sleep(0.5)
             return X[indices], Y[indices]
 
+    logger = logging.getLogger("absl")
     with caplog.at_level(logging.INFO, logger="absl"):
-        train(tmp_path / "run", {"train": Slow()}, epochs=10, log_steps=5)
-    lines = [r.getMessage() for r in caplog.records if "batch loss" in r.getMessage()]
-    told = ["waiting for input" in line for line in lines]
-    assert len(told) == 10
-    assert told[-3:] == [pause_s > 0] * 3  # the first ones were read while it compiled
+        logger.addHandler(lines)
+        try:
+            train(tmp_path / "run", {"train": Source(), "validation": None}, epochs=4, log_steps=5)
+        finally:
+            logger.removeHandler(lines)
+    told = ["waiting for input" in line for line in lines.texts]
+    assert told[1:] == [slow == "input"] * 3  # the first tells of the compilation
 
 
 MADE_BEFORE = model()

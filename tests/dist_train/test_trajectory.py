@@ -10,8 +10,8 @@ import tensorflow as tf
 
 import dist_train
 from dist_train import metrics
-from dist_train.input import Schedule
 from dist_train.mnist import files, mlp
+from dist_train.schedule import Schedule
 
 EXAMPLES, VALIDATION, EPOCHS = 1000, 203, 2
 # Wide enough for another order of float32 additions over 40 steps at a large learning rate, and a

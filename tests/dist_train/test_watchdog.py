@@ -35,6 +35,19 @@ def test_a_body_that_hangs_ends_the_process_with_the_message_and_the_stacks():
     assert any("waiting_for_a_peer" in line for line in rest)
 
 
+def test_a_process_that_knows_more_still_answers_those_who_ask_a_moment_later():
+    done = _run(
+        "def explain():\n"
+        "    threading.Timer(0.3, print, ['answered'], {'flush': True}).start()\n"
+        "    return 'waiting for worker 1'\n"
+        "with watchdog.bound(0.2, 'more than {seconds}', explain=explain):\n"
+        "    threading.Event().wait(60)\n"
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: more than 0.2 s (waiting for worker 1)")
+    assert done.stdout == "answered\n"
+
+
 def test_a_lock_that_is_never_released_is_no_obstacle():
     done = _run(
         "lock = threading.Lock()\n"

@@ -31,6 +31,18 @@ def task(begin=0):
     )
 
 
+class _Clinging(dist_train.Task):
+    """Its destruction does not end."""
+
+    def __del__(self):
+        time.sleep(3600)
+
+
+def clinging():
+    """The same, but what a run holds of it cannot be taken down."""
+    return _Clinging(**vars(task()))
+
+
 def dropout():
     """The same, with a model that draws random numbers."""
     plain = task()
@@ -47,7 +59,10 @@ def dropout():
         )
 
     return dist_train.Task(
-        model=model, train=plain.train, loss=plain.loss, preprocess=plain.preprocess
+        model=model,
+        train=_Paced(plain.train, 0.1),
+        loss=plain.loss,
+        preprocess=plain.preprocess,
     )
 
 
@@ -117,25 +132,32 @@ def normalized():
     return dataclasses.replace(task(), model=model)
 
 
-class _Slow:
-    """Examples that take a millisecond each, until Slurm has requeued the job."""
+class _Paced:
+    """Examples that take so many seconds a read: of a worker's share of an epoch, or of a part."""
 
-    def __init__(self, x, y):
-        self._x, self._y = x, y
+    def __init__(self, arrays, seconds):
+        self._arrays, self._seconds = arrays, seconds
 
     def __len__(self):
-        return len(self._x)
+        return len(self._arrays)
 
     def __getitem__(self, indices):
-        if "SLURM_RESTART_COUNT" not in os.environ:
-            time.sleep(0.001 * len(indices))
-        return self._x[indices], self._y[indices]
+        if len(indices) > 1:  # not for a look at the shapes
+            time.sleep(self._seconds)
+        return self._arrays[indices]
+
+
+def paced():
+    """The same task and the same numbers, at 400 steps a second at most."""
+    plain = task()
+    return dataclasses.replace(plain, train=_Paced(plain.train, 0.04))
 
 
 def slow():
-    """The same task and the same numbers, in a minute."""
-    (x, y), _ = files.read(None)
-    return dataclasses.replace(task(), train=_Slow(x[:1000], y[:1000]))
+    """The same, in a minute until Slurm has requeued the job."""
+    plain = task()
+    seconds = 0.04 if "SLURM_RESTART_COUNT" in os.environ else 1.0
+    return dataclasses.replace(plain, train=_Paced(plain.train, seconds))
 
 
 def own_data(config):

@@ -5,28 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import hosts
-import keras
-import numpy as np
 import pytest
 import yaml
-
-import dist_train
-from dist_train import metrics
+from trajectory import TRAIN, assert_same_run, wait_for_step
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SETTINGS = {
-    "task": f"{HERE / 'small.py'}:task",
-    "epochs": 100,
-    "eval_epochs": 0,
-    "log_steps": 100,
-    "checkpoint_steps": 50,
-}
-TRAIN = ["-m", "dist_train", *(f"--{name}={value}" for name, value in SETTINGS.items())]
 WORKERS = 2
 
 
@@ -104,35 +91,13 @@ def start_pods(job, kubelet, group, addresses, tmp_path):
     return start
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The same run by one process, without a fault."""
-    workdir = tmp_path_factory.mktemp("whole")
-    dist_train.train(None, dist_train.Config(workdir=str(workdir), **SETTINGS))
-    return workdir
-
-
-def losses(workdir):
-    rows = metrics.read_rows(workdir / "metrics.jsonl")
-    return [(r["step"], r["loss"], r["batch_loss"]) for r in rows if r["kind"] == "train"]
-
-
-def wait_for_step(pods, workdir, step, timeout_s=90):
-    deadline = time.monotonic() + timeout_s
-    while not any(reached >= step for reached, *_ in losses(workdir)):
-        for pod in pods:
-            assert pod.poll() is None, pod.log.read_text()
-        assert time.monotonic() < deadline, pods[0].log.read_text()
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 def test_an_evicted_pod_stops_all_and_their_successors_end_on_the_known_trajectory(
-    job, start_pods, group, tmp_path, whole
+    job, start_pods, group, tmp_path, whole_run
 ):
     run = tmp_path / "claim" / "run"
     pods = start_pods()
-    wait_for_step(pods, run, 200)
+    wait_for_step(run, 200, *pods)
     pods[1].send_signal(signal.SIGTERM)
     grace_s = job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     assert [pod.wait(grace_s) for pod in pods] == [75, 75], group.output(0)
@@ -142,13 +107,13 @@ def test_an_evicted_pod_stops_all_and_their_successors_end_on_the_known_trajecto
     pods = start_pods()  # so the Job controller replaces both
     assert [pod.wait(120) for pod in pods] == [0, 0], pods[0].log.read_text()
     assert "resumed after step" in pods[0].log.read_text()
-    assert_same_run(run, whole)
+    assert_same_run(run, whole_run)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(hosts.why_not()), reason=hosts.why_not() or "-")
 def test_pods_train_under_their_own_names_without_the_rights_they_give_up(
-    job, kubelet, tmp_path, whole
+    job, kubelet, tmp_path, whole_run
 ):
     """Each on a host of its own: one port for all, not as root, on a read-only root.
 
@@ -190,13 +155,4 @@ def test_pods_train_under_their_own_names_without_the_rights_they_give_up(
         hosts_file.write_text(all_names)
         statuses = [pod.wait(90) for pod in pods]
     assert statuses == [0, 0], "\n".join(log.read_text() for log in logs)
-    assert_same_run(claim / "run", whole)
-
-
-def assert_same_run(workdir, other):
-    np.testing.assert_allclose(losses(workdir), losses(other), rtol=2e-4, atol=2e-5)
-    mine, theirs = (
-        keras.saving.load_model(folder / "model.keras").get_weights() for folder in (workdir, other)
-    )
-    for a, b in zip(mine, theirs, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4)
+    assert_same_run(claim / "run", whole_run)

@@ -176,7 +176,7 @@ def test_a_rank_that_is_killed_on_another_host_ends_all_and_nothing_is_lost(
     options = f"{over(ssh_hosts, 'n1,n2')} --wdir {tmp_path}"
     command = launch(f"--mpi_options={options}")
     process = start(command)
-    wait_for_step(tmp_path / "run", 300, process.log.read_text)
+    wait_for_step(tmp_path / "run", 300, process)
     [victim] = [pid for pid, text in network["n2"].processes().items() if is_trainer(text)]
     os.kill(victim, signal.SIGKILL)
     assert process.wait(60) != 0
@@ -194,7 +194,7 @@ def test_a_rank_that_is_killed_on_another_host_ends_all_and_nothing_is_lost(
 def test_request_lets_the_ranks_save_and_leaves_nothing(start, ssh_hosts, tmp_path, number):
     network, _ = ssh_hosts
     process = start(launch("--grace_period_s=2"))
-    wait_for_step(tmp_path / "run", 100, process.log.read_text)
+    wait_for_step(tmp_path / "run", 100, process)
     os.kill(process.inside, number)
     assert process.wait(60) != 0
     assert re.search(r"SIG\w+ after step [\d,]+, saved", process.log.read_text())

@@ -15,10 +15,9 @@ import time
 import uuid
 from pathlib import Path
 
-import keras
-import numpy as np
 import pytest
 from faults import AT_A_STEP, AT_THE_START, SETTINGS, draw
+from trajectory import assert_same_run
 
 from dist_train import metrics
 
@@ -252,22 +251,16 @@ def check(ordeal, whole, seed):
     each = ordeal(plan)
     try:
         each.run()
-        assert_same_run(each.workdir, expected)
+        assert_same_run(
+            each.workdir,
+            expected,
+            names=("loss", "accuracy"),
+            loss={"rtol": 5e-4, "atol": 5e-5},
+            weight={"rtol": 2e-3, "atol": 5e-4},
+        )
     except BaseException:
         print(f"seed {seed}: {plan}", *each.report, sep="\n  ")
         raise
-
-
-def assert_same_run(workdir, other):
-    mine, theirs = (metrics.read_rows(folder / "metrics.jsonl") for folder in (workdir, other))
-    assert [(r["kind"], r["step"]) for r in mine] == [(r["kind"], r["step"]) for r in theirs]
-    for name in ("loss", "accuracy"):
-        np.testing.assert_allclose(
-            [r[name] for r in mine], [r[name] for r in theirs], rtol=5e-4, atol=5e-5
-        )
-    models = [keras.saving.load_model(folder / "model.keras") for folder in (workdir, other)]
-    for a, b in zip(*(model.get_weights() for model in models), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-3, atol=5e-4)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import sys
 import hosts
 import pytest
 import slurm_cluster
-from trajectory import SETTINGS, TRAIN, assert_same_run, losses, wait_for_step
+from trajectory import SMALL, TRAIN, assert_same_run, steps, wait_for_step
 
 from dist_train.environments import nodelist
 
@@ -176,7 +176,7 @@ def test_a_job_whose_task_is_killed_is_requeued_and_ends_on_the_uninterrupted_we
     slurm, launch, tmp_path, whole_run
 ):
     launcher = launch("--max_restarts=1")
-    wait_for_step(tmp_path / "run", 300, launcher.log.read_text)
+    wait_for_step(tmp_path / "run", 300, launcher)
     [victim] = slurm.trainers("n2")
     os.kill(victim, signal.SIGKILL)
     restart_soon(slurm, job_of(launcher))
@@ -193,7 +193,7 @@ def test_a_job_that_is_requeued_by_slurm_saves_before_and_goes_on(
 ):
     launcher = launch()
     job = job_of(launcher)
-    wait_for_step(tmp_path / "run", 300, launcher.log.read_text)
+    wait_for_step(tmp_path / "run", 300, launcher)
     slurm.run(["scontrol", "requeue", job])
     restart_soon(slurm, job)
     assert launcher.wait(180) == 0, launcher.log.read_text()
@@ -206,11 +206,10 @@ def test_a_job_that_is_requeued_by_slurm_saves_before_and_goes_on(
 @pytest.mark.slow
 def test_a_job_at_its_time_limit_is_requeued_without_a_count(slurm, launch, tmp_path, whole_run):
     # Slurm looks at the limits twice a minute: a training that lasts until it does.
-    task = TRAIN[2].replace(":task", ":slow")
-    command = ["-m", "dist_train", task, *SETTINGS, "--strategy=multi_worker", "--workdir=run"]
+    command = [*TRAIN, f"--task={SMALL}:slow", "--strategy=multi_worker", "--workdir=run"]
     launcher = launch("--slurm_time=10", "--max_restarts=0", command=command)
     job = job_of(launcher)
-    wait_for_step(tmp_path / "run", 100, launcher.log.read_text)
+    wait_for_step(tmp_path / "run", 100, launcher)
     assert hosts.wait_until(lambda: run_seconds(slurm, job) > 12, 30)
     slurm.run(["scontrol", "update", f"JobId={job}", "TimeLimit=2"])
     restart_soon(slurm, job, TimeLimit=10)
@@ -228,7 +227,7 @@ def run_seconds(slurm, job):
 @pytest.mark.slow
 def test_ctrl_c_cancels_the_job_which_saves_and_leaves_nothing(slurm, launch, tmp_path):
     launcher = launch()
-    wait_for_step(tmp_path / "run", 100, launcher.log.read_text)
+    wait_for_step(tmp_path / "run", 100, launcher)
     os.kill(launcher.inside, signal.SIGINT)
     assert launcher.wait(60) == 75, launcher.log.read_text()
     assert slurm.state(job_of(launcher))["JobState"] == "CANCELLED"
@@ -240,11 +239,11 @@ def test_ctrl_c_cancels_the_job_which_saves_and_leaves_nothing(slurm, launch, tm
 def test_a_job_outlives_its_launcher_and_scancel_leaves_nothing_of_it(slurm, launch, tmp_path):
     launcher = launch()
     job = job_of(launcher)
-    wait_for_step(tmp_path / "run", 100, launcher.log.read_text)
+    wait_for_step(tmp_path / "run", 100, launcher)
     os.kill(launcher.inside, signal.SIGKILL)
     launcher.wait(10)
-    before = losses(tmp_path / "run")
-    wait_for_step(tmp_path / "run", before[-1][0] + 100, launcher.log.read_text)
+    before = steps(tmp_path / "run")
+    wait_for_step(tmp_path / "run", before[-1] + 100)
     slurm.run(["scancel", job])
     ended = slurm_cluster.wait(lambda: slurm.state(job)["JobState"] == "CANCELLED", 40)
     assert ended, slurm.state(job)

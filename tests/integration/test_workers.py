@@ -7,9 +7,8 @@ import socket
 import time
 from pathlib import Path
 
-import keras
-import numpy as np
 import pytest
+from trajectory import assert_same_run, steps, wait_for_step, weights
 
 from dist_train import metrics, reduction
 
@@ -21,30 +20,7 @@ def of_small(name):
 
 
 SMALL = of_small("task")
-LOSS = {"rtol": 2e-4, "atol": 2e-5}
-WEIGHTS = {"rtol": 1e-3, "atol": 2e-4}
 TRAIN = ["-m", "dist_train", f"--task={SMALL}"]
-
-
-def losses(workdir):
-    """{step: (batch loss, mean loss)} of a run's training lines; each step must be there once."""
-    rows = [r for r in metrics.read_rows(Path(workdir) / "metrics.jsonl") if r["kind"] == "train"]
-    steps = [row["step"] for row in rows]
-    assert len(set(steps)) == len(steps)
-    return {row["step"]: (row["batch_loss"], row["loss"]) for row in rows}
-
-
-def weights(workdir):
-    return keras.saving.load_model(Path(workdir) / "model.keras").get_weights()
-
-
-def assert_same_run(workdir, other, tolerances=(LOSS, WEIGHTS)):
-    mine, theirs = losses(workdir), losses(other)
-    assert mine.keys() == theirs.keys()
-    for step in mine:
-        np.testing.assert_allclose(mine[step], theirs[step], **tolerances[0])
-    for a, b in zip(weights(workdir), weights(other), strict=True):
-        np.testing.assert_allclose(a, b, **tolerances[1])
 
 
 CASES = {
@@ -75,8 +51,8 @@ CASES = {
         },
     }.items()
 }  # fmt: skip
-# bfloat16 has 8 bits, and another number of replicas rounds other sums.
-TOLERANCES = {"mixed": ({"rtol": 2e-2, "atol": 2e-3}, {"rtol": 2e-2, "atol": 2e-3})}
+COARSE = {"rtol": 2e-2, "atol": 2e-3}
+TOLERANCES = {"mixed": {"loss": COARSE, "weight": COARSE}}  # bfloat16 has 8 bits
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +72,8 @@ def test_workers_follow_the_trajectory_of_one_process(group, tmp_path, one_proce
     group.start_all(workers, [HERE / "many_runs.py", json.dumps(cases)])
     assert group.wait(400) == [0] * workers, group.output(0)
     for name in CASES:
-        tolerances = TOLERANCES.get(name, (LOSS, WEIGHTS))
-        assert_same_run(tmp_path / name, one_process / name, tolerances)
-    assert max(losses(one_process / "early-stopping")) < 30 * 16
+        assert_same_run(tmp_path / name, one_process / name, **TOLERANCES.get(name, {}))
+    assert max(steps(one_process / "early-stopping")) < 30 * 16
 
 
 @pytest.mark.slow
@@ -140,16 +115,17 @@ def test_the_chief_alone_looks_for_mistakes_also_where_there_are_batch_statistic
 
 @pytest.mark.slow
 def test_a_signal_to_one_worker_stops_all_at_one_step_and_they_resume_elsewhere(group, tmp_path):
-    settings = ["--epochs=250", "--learning_rate=0.001", "--log_steps=100", "--eval_epochs=0"]
+    settings = ["--epochs=100", "--learning_rate=0.001", "--log_steps=100", "--eval_epochs=0"]
+    settings += [f"--task={of_small('paced')}"]
     command = [*TRAIN, "--strategy=multi_worker", "--workdir=run", *settings]
     workers = group.start_all(2, command)
-    wait_for_step(tmp_path / "run", 300)
+    wait_for_step(tmp_path / "run", 300, *workers)
     workers[1].send_signal(signal.SIGTERM)
     assert group.wait(60) == [75, 75], group.output(0) + group.output(1)
     (step,) = {
         text.split("after step ")[1].split()[0].strip(",") for text in map(group.output, (0, 1))
     }
-    assert 300 <= int(step) < 4000
+    assert 300 <= int(step) < 1600
     assert (tmp_path / "run" / "checkpoints" / f"step-{int(step):08d}").is_dir()
 
     # On from there on another strategy, and the same run without a stop.
@@ -164,10 +140,11 @@ def test_a_signal_to_one_worker_stops_all_at_one_step_and_they_resume_elsewhere(
 
 @pytest.mark.slow
 def test_a_killed_worker_ends_its_peer_with_a_reason_and_nothing_is_lost(group, tmp_path):
-    settings = ["--epochs=250", "--learning_rate=0.001", "--log_steps=100", "--eval_epochs=0"]
+    settings = ["--epochs=100", "--learning_rate=0.001", "--log_steps=100", "--eval_epochs=0"]
+    settings += [f"--task={of_small('paced')}"]
     command = [*TRAIN, "--strategy=multi_worker", "--workdir=run", *settings]
     workers = group.start_all(2, command)
-    wait_for_step(tmp_path / "run", 300)
+    wait_for_step(tmp_path / "run", 300, *workers)
     workers[1].kill()
     assert workers[0].wait(30) == 1
     (line,) = [line for line in group.output(0).splitlines() if line.startswith("error")]
@@ -189,7 +166,7 @@ def test_a_signal_to_one_of_six_workers_in_two_rings_ends_all(group, tmp_path, s
     settings = ["--epochs=1000", "--log_steps=50", "--eval_epochs=0"]
     command = [*TRAIN, "--strategy=multi_worker", "--workdir=run", *settings]
     workers = group.start_all(6, command)
-    wait_for_step(tmp_path / "run", 100, timeout_s=120)
+    wait_for_step(tmp_path / "run", 100, *workers)
     workers[4].send_signal(sent)
     others = [0, 1, 2, 3, 5]
     if sent == signal.SIGTERM:
@@ -201,15 +178,6 @@ def test_a_signal_to_one_of_six_workers_in_two_rings_ends_all(group, tmp_path, s
     for index in others:
         (line,) = [each for each in group.output(index).splitlines() if each.startswith("error")]
         assert re.search(r"worker 4 \(127\.0\.0\.1:\d+\).* was lost \(", line)
-
-
-def wait_for_step(workdir, step, timeout_s=60):
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if any(reached >= step for reached in losses(workdir)):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"step {step} was not reached within {timeout_s} s")
 
 
 @pytest.mark.slow
