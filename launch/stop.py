@@ -16,11 +16,12 @@ class StopRequests:
         self._wake, wake_in = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(wake_in, False)
+        # First: a signal that came between its handler and this would be lost.
+        signal.set_wakeup_fd(wake_in, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             # Under nohup SIGHUP is ignored, and so it should stay.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda *_: None)
-        signal.set_wakeup_fd(wake_in, warn_on_full_buffer=False)
 
     def fileno(self) -> int:
         """Readable when there is a request to take."""

@@ -2,7 +2,17 @@
 
 from collections.abc import Mapping
 
+import hypothesis
 import pytest
+
+# What they find does not depend on the pace of the machine.
+hypothesis.settings.register_profile(
+    "any pace",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("any pace")
 
 
 class Kubelet:

@@ -15,7 +15,6 @@ def test_exit_status_and_last_lines_of_the_first_failure_are_reported(launcher):
     assert "worker 1 (pid " in result.err
     assert "  | oh no" in result.err
     assert "worker 0, worker 2: stopped on request, killed by SIGTERM" in result.err
-    assert result.seconds < 2
 
 
 def test_worker_that_exits_0_early_does_not_stop_the_others(launcher):
@@ -36,15 +35,17 @@ def test_killed_worker_gives_137(launcher):
 def test_worker_that_ignores_sigterm_is_killed_after_the_grace_period(launcher, python):
     source = """
 if INDEX == 0:
-    time.sleep(0.3)
+    while not os.path.exists("ready"):
+        time.sleep(0.01)
     sys.exit(4)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open("ready", "w").close()
 time.sleep(60)
 """
     result = launcher.run("--workers=2", "--grace_period_s=0.5", *python(source))
     assert result.status == 4
     assert "worker 1: killed by SIGKILL from the launcher" in result.err
-    assert 0.5 < result.seconds < 4
+    assert result.seconds > 0.5
 
 
 @pytest.mark.parametrize("worker_ends", ["sys.exit(5)", "os.kill(os.getpid(), 9)", "sys.exit(0)"])
@@ -64,18 +65,16 @@ while len([name for name in os.listdir() if name.startswith("child-")]) < 2:
     time.sleep(0.01)
 {worker_ends}
 """
-    result = launcher.run("--workers=1", *python(source))
+    launcher.run("--workers=1", *python(source))
     assert len(list(tmp_path.glob("child-*"))) == 2
     assert launcher.alive() == {}
-    assert result.seconds < 4
 
 
 def test_sigterm_reaches_the_process_behind_a_shell(launcher):
     # The shell waits for its child; a signal to the shell alone would leave the trainer running.
     script = "[ $DIST_LAUNCH_INDEX = 0 ] && { sleep 0.2; exit 3; }; sleep 60; true"
-    result = launcher.run("--workers=2", "--grace_period_s=20", "--", "sh", "-c", script)
-    assert result.status == 3
-    assert result.seconds < 3
+    result = launcher.run("--workers=2", "--grace_period_s=60", "--", "sh", "-c", script)
+    assert result.status == 3  # and so before the bound of this test, which is below 60 s
 
 
 def test_all_fail_at_once(launcher):
@@ -92,10 +91,16 @@ def test_failure_comes_before_the_louder_peers_that_lost_it(launcher, python):
 if INDEX == 1:
     print("ValueError: bad data", file=sys.stderr)
     sys.stderr.close()
-    time.sleep(0.7)
+    peers = ["going-0", "going-2"]
+    while not all(os.path.exists(peer) for peer in peers):
+        time.sleep(0.01)
+    while any(os.path.exists(f"/proc/{open(peer).read()}") for peer in peers):
+        time.sleep(0.01)
     sys.exit(7)
-time.sleep(0.2)
 print("UnavailableError: Socket closed")
+with open("pid-%d" % INDEX, "w") as file:
+    file.write(str(os.getpid()))
+os.rename("pid-%d" % INDEX, "going-%d" % INDEX)
 sys.exit(1)
 """
     result = launcher.run("--workers=3", *python(source))
@@ -109,7 +114,6 @@ def test_lost_peer_is_the_first_failure_when_nothing_explains_it(launcher):
     result = launcher.run("--workers=2", "--", "sh", "-c", script)
     assert result.status == 1
     assert "worker 1 (pid " in result.err
-    assert result.seconds < 4
 
 
 def test_missing_command_is_127_and_one_line(launcher):

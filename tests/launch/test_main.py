@@ -4,10 +4,11 @@ import os
 import re
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 SSH = ["--backend=ssh"]
 
 
@@ -54,12 +55,8 @@ def test_usage_errors_are_2_and_one_line(launcher, arguments, message):
     assert result.out == b""
 
 
-def test_help_names_every_flag_and_comes_within_a_third_of_a_second(launcher):
-    seconds = []
-    for _ in range(3):
-        begin = time.monotonic()
-        result = launcher.run("--help")
-        seconds.append(time.monotonic() - begin)
+def test_help_names_every_flag(launcher):
+    result = launcher.run("--help")
     assert result.status == 0
     flags = (
         "backend workers evaluator max_restarts cpu_bind threads gpus_per_worker start_timeout_s"
@@ -68,7 +65,26 @@ def test_help_names_every_flag_and_comes_within_a_third_of_a_second(launcher):
     )
     for flag in flags.split():
         assert re.search(rf"--(\[no\])?{flag}:".encode(), result.out)
-    assert min(seconds) < 0.3
+
+
+def test_help_comes_at_once_since_nothing_is_loaded_that_starts_workers():
+    source = """
+import sys
+import launch.__main__
+sys.argv = ["dist-launch", "--help"]
+try:
+    launch.__main__.run()
+finally:
+    print(*(name for name in sys.modules if name.startswith("launch.")), file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", source], env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0
+    loaded = {name.removeprefix("launch.") for name in done.stderr.splitlines()[-1].split()}
+    assert {"options"} < loaded
+    assert not loaded & {"binding", "group", "output", "process", "ssh", "supervisor", "survey"}
 
 
 @pytest.mark.parametrize("dashes", [["--"], []])

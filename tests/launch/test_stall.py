@@ -1,8 +1,6 @@
 """Workers that go silent."""
 
-import os
 import re
-import signal
 
 import pytest
 
@@ -25,9 +23,16 @@ def test_stall_shows_stacks_and_names_who_is_behind(launcher, python):
     source = (
         BEATS
         + """
-for step in range(3 if INDEX == 1 else 4):
+for step in range(2):
     beat(step)
-    time.sleep(0.6)
+if INDEX == 0:
+    while not os.path.exists("up-1-2"):
+        beat(3)
+        time.sleep(0.05)
+else:
+    while not os.path.exists("up-0-3"):
+        time.sleep(0.05)
+    beat(2)
 wait_for_peer()
 """
     )
@@ -40,33 +45,25 @@ wait_for_peer()
         assert re.search(rf"\[worker {index}\]   File .* in wait_for_peer", result.err)
 
 
-def test_stopped_worker_is_said_to_be_stopped(launcher, python, eventually, tmp_path):
+def test_stopped_worker_is_said_to_be_stopped(launcher, python, tmp_path):
     source = (
         BEATS
         + """
-beat(7)
-while INDEX == 0 and not os.path.exists("stopped"):
-    time.sleep(0.01)
+if INDEX == 1:
+    with open("pid", "w") as file:
+        file.write(str(os.getpid()))
+    beat(7)
+    os.kill(os.getpid(), signal.SIGSTOP)
+while not os.path.exists("up-1-7"):
+    beat(7)
+    time.sleep(0.05)
 wait_for_peer()
 """
     )
-    process = launcher.start("--workers=2", "--stall_timeout_s=1", *python(source))
-    eventually(lambda: (tmp_path / "up-1-7").exists())
-    [worker] = [
-        pid
-        for pid, command in launcher.alive().items()
-        if "guard.py" not in command and b"DIST_LAUNCH_INDEX=1" in _environ(pid)
-    ]
-    os.kill(worker, signal.SIGSTOP)
-    result = launcher.finish(process)
+    result = launcher.run("--workers=2", "--stall_timeout_s=1", *python(source))
     assert result.status == 1
-    assert f"worker 1 (pid {worker})" in result.err
+    assert f"worker 1 (pid {(tmp_path / 'pid').read_text()})" in result.err
     assert "its process is stopped (state T)" in result.err
-
-
-def _environ(pid):
-    with open(f"/proc/{pid}/environ", "rb") as file:
-        return file.read()
 
 
 def test_worker_that_never_beats_while_its_peers_do_is_a_failure(launcher, python):

@@ -48,7 +48,6 @@ while True:
     process.send_signal(signal.SIGINT)
     result = launcher.finish(process)
     assert result.status == 137
-    assert result.seconds < 2
 
 
 def test_second_sigterm_leaves_the_grace_period_alone(launcher, python, eventually, tmp_path):
@@ -119,13 +118,13 @@ time.sleep(60)
 
 
 def test_nothing_outlives_a_launcher_killed_with_sigkill(launcher, python, eventually, tmp_path):
-    process = launcher.start("--workers=2", *python(GROWS_A_TREE))
+    source = GROWS_A_TREE.replace("signal.SIG_IGN", 'lambda *_: open("asked", "w").close()')
+    process = launcher.start("--workers=2", *python(source))
     eventually(_all_up(tmp_path, 2))
     assert len(launcher.alive()) == 9  # the launcher, and for each worker a guard and three more
     process.kill()
-    begin = time.monotonic()
-    eventually(lambda: launcher.alive() == {}, timeout_s=2)
-    assert time.monotonic() - begin < 1
+    eventually(lambda: launcher.alive() == {})
+    assert not (tmp_path / "asked").exists()  # at once
 
 
 def test_nothing_is_left_in_the_temporary_directory(launcher, python, eventually, tmp_path):
@@ -136,6 +135,7 @@ def test_nothing_is_left_in_the_temporary_directory(launcher, python, eventually
     assert len(list(temporary.iterdir())) == 2
     process.kill()
     eventually(lambda: list(temporary.iterdir()) == [])
+    eventually(lambda: launcher.alive() == {})
 
 
 def test_request_during_the_start_ends_everything(launcher):
@@ -153,17 +153,17 @@ def test_nothing_outlives_a_launcher_killed_during_the_start(launcher, eventuall
         time.sleep(delay_s)
         process.kill()
         launcher.finish(process)
-        eventually(lambda: launcher.alive() == {}, timeout_s=2)
+        eventually(lambda: launcher.alive() == {})
 
 
-def test_request_while_waiting_to_restart_ends_the_wait(launcher, eventually, tmp_path):
-    # Two failures: the second wait is 2 s long.
-    script = "echo >> starts; exit 1"
-    process = launcher.start("--workers=1", "--max_restarts=9", "--", "sh", "-c", script)
-    starts = tmp_path / "starts"
-    eventually(lambda: starts.exists() and starts.read_text().count("\n") == 2)
-    time.sleep(0.3)
+def test_request_while_waiting_to_restart_ends_the_wait(launcher):
+    # Three failures: the third wait is 4 s long.
+    process = launcher.start("--workers=1", "--max_restarts=9", "--", "sh", "-c", "exit 1")
+    said = b""
+    while b"start again in 4 s" not in said:
+        said = process.stderr.readline()
     process.terminate()
     result = launcher.finish(process)
     assert result.status == 75
-    assert result.seconds < 1
+    assert "1 worker:" not in result.err  # no further start
+    assert result.seconds < 3
