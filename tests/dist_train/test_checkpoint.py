@@ -191,13 +191,13 @@ def test_the_state_may_change_while_it_is_written(folder):
 
 
 def test_a_second_save_waits_for_the_first(folder):
-    gate = _Gate()
-    run = SavedRun(folder, before=gate)
+    turns = threading.Semaphore(0)
+    run = SavedRun(folder, before=lambda: turns.acquire(timeout=20))
     run.save_in_background(1)
-    assert gate.reached.wait(20)
-    threading.Timer(0.3, gate.opened.set).start()
+    threading.Timer(0.3, turns.release).start()
     run.save_in_background(2)
     assert run.checkpoints.steps() == [1]
+    turns.release()
     run.checkpoints.wait()
     assert run.restore() == 2
 

@@ -9,13 +9,15 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from dist_train import RunError, UsageError
+from dist_train import RunError, UsageError, rendezvous
 from dist_train.cluster import Cluster
 from dist_train.rendezvous import _listen, meet
 
+_welcome = rendezvous._Chief._welcome
 _ROOT = Path(__file__).parents[2]
 _IDENTITY = {"batch_size": 64, "tensorflow": "2.21.0", "learning_rate": 0.1, "workdir": None}
 
@@ -32,15 +34,25 @@ def _addresses(workers: int) -> tuple[str, ...]:
 def _meet_all(
     identities: list[dict], *, timeout_s: float = 10.0, tokens: dict[int, str] | None = None
 ) -> list[BaseException | None]:
-    """What `meet` raised on each worker; they arrive one after the other."""
+    """What `meet` raised on each worker; they are heard one after the other."""
     addresses = _addresses(len(identities))
+    heard = [threading.Event() for _ in identities]
+
+    def welcome(chief: rendezvous._Chief, hello: dict, connection: socket.socket) -> None:
+        try:
+            _welcome(chief, hello, connection)
+        finally:
+            heard[hello["index"]].set()
 
     def one(index: int) -> None:
-        time.sleep(0.1 * index)
+        assert index < 2 or heard[index - 1].wait(20)
         token = (tokens or {}).get(index, "secret")
         meet(Cluster(addresses, index), identities[index], timeout_s=timeout_s, token=token)
 
-    with ThreadPoolExecutor(len(identities)) as pool:
+    with (
+        mock.patch.object(rendezvous._Chief, "_welcome", welcome),
+        ThreadPoolExecutor(len(identities)) as pool,
+    ):
         futures = [pool.submit(one, index) for index in range(len(identities))]
         return [future.exception(timeout=30) for future in futures]
 
@@ -122,14 +134,14 @@ def test_missing_workers_are_named_with_their_addresses():
     addresses = _addresses(4)
     with ThreadPoolExecutor(2) as pool:
         chief, second = (
-            pool.submit(meet, Cluster(addresses, index), _IDENTITY, timeout_s=1.0)
+            pool.submit(meet, Cluster(addresses, index), _IDENTITY, timeout_s=2.0)
             for index in (0, 2)
         )
         for future in (chief, second):  # who has come learns who has not
             message = str(future.exception(timeout=20))
             assert f"worker 1 ({addresses[1]}), worker 3 ({addresses[3]}) never arrived" in message
             assert f"worker 2 ({addresses[2]})" not in message
-            assert "within 1 s" in message
+            assert "within 2 s" in message
             assert isinstance(future.exception(), RunError)
 
 
@@ -190,7 +202,7 @@ def test_two_processes_with_one_index_are_an_error():
 
 
 def test_wrong_token_is_turned_away():
-    raised = _meet_all([_IDENTITY, _IDENTITY], timeout_s=1.0, tokens={1: "guess"})
+    raised = _meet_all([_IDENTITY, _IDENTITY], timeout_s=2.0, tokens={1: "guess"})
     assert "never arrived" in str(raised[0])
     assert "is its token another one?" in str(raised[1])
 
@@ -242,18 +254,19 @@ def test_a_silent_stranger_does_not_hold_up():
 
 def test_a_worker_that_comes_and_goes_counts_as_missing():
     addresses = _addresses(3)
-    with _chief(addresses, timeout_s=1.0) as chief:
+    with _chief(addresses, timeout_s=2.0) as chief:
         identity = {**_IDENTITY, "workers": list(addresses)}
         with _connect(addresses[0]) as worker:
             worker.sendall(json.dumps(_HELLO | {"identity": identity}).encode() + b"\n")
-            time.sleep(0.2)
+            worker.shutdown(socket.SHUT_WR)
+            assert worker.recv(1) == b""
         message = str(chief.exception(timeout=10))
     assert f"worker 1 ({addresses[1]}), worker 2 ({addresses[2]}) never arrived" in message
 
 
 def test_a_worker_that_says_more_than_hello_is_turned_away():
     addresses = _addresses(3)
-    with _chief(addresses, timeout_s=1.0) as chief:
+    with _chief(addresses, timeout_s=2.0) as chief:
         hello = json.dumps(_HELLO | {"identity": {**_IDENTITY, "workers": list(addresses)}})
         with _connect(addresses[0]) as worker:
             worker.sendall(hello.encode() + b"\n")
@@ -327,8 +340,8 @@ def test_a_server_that_is_no_chief_is_not_mistaken_for_one():
         thread = threading.Thread(target=serve)
         thread.start()
         try:
-            with pytest.raises(RunError, match=r"the chief, worker 0 .* never arrived within 1 s"):
-                meet(Cluster((address, "127.0.0.1:1"), 1), _IDENTITY, timeout_s=1.0)
+            with pytest.raises(RunError, match=r"the chief, worker 0 .* never arrived within 2 s"):
+                meet(Cluster((address, "127.0.0.1:1"), 1), _IDENTITY, timeout_s=2.0)
         finally:
             end.set()
             thread.join()

@@ -1,6 +1,7 @@
 """What a run takes of the machine does not grow with its length, nor with the number of runs."""
 
 import contextlib
+import gc
 import os
 import threading
 import time
@@ -84,21 +85,19 @@ def test_ten_thousand_calls_of_the_loop_with_a_save_every_hundred_hold_no_more(t
     assert max(memory) - memory[0] < 20
 
 
-def least():
-    """(file descriptors, threads), the least of a second: a thread takes a moment to end."""
-    seen = []
-    for _ in range(20):
-        seen.append(held()[:2])
-        time.sleep(0.05)
-    return tuple(map(min, zip(*seen, strict=True)))
-
-
 def test_runs_one_after_another_leave_no_file_and_no_thread_open(tmp_path):
     train(tmp_path, epochs=1)
-    before = least()
+    time.sleep(1.0)  # a thread takes a moment to end
+    gc.collect()
+    files, threads, *_ = held()
     for epochs in range(2, 8):
         train(tmp_path, epochs=epochs)
-    assert least() == before
+    gc.collect()
+    deadline = time.monotonic() + 30
+    # TensorFlow's pools grow by a thread when they are busy; a run that left one would leave six.
+    while held()[0] > files or held()[1] > threads + 1:
+        assert time.monotonic() < deadline, (held(), files, threads)
+        time.sleep(0.05)
 
 
 def test_memory_is_kept_from_the_first_steps_to_the_end_of_the_run(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 def _run(body: str) -> subprocess.CompletedProcess:
-    code = f"import time, threading\nfrom dist_train import watchdog\n{body}"
+    code = f"import time, threading, types\nfrom dist_train import watchdog\n{body}"
     return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -37,8 +37,16 @@ def test_a_body_that_hangs_ends_the_process_with_the_message_and_the_stacks():
 
 def test_a_process_that_knows_more_still_answers_those_who_ask_a_moment_later():
     done = _run(
+        "answered = threading.Event()\n"
+        "def answer():\n"
+        "    print('answered', flush=True)\n"
+        "    answered.set()\n"
+        "def sleep(seconds):\n"
+        "    assert seconds == watchdog._LINGER_S\n"
+        "    answered.wait(20)\n"
+        "watchdog.time = types.SimpleNamespace(monotonic=time.monotonic, sleep=sleep)\n"
         "def explain():\n"
-        "    threading.Timer(0.3, print, ['answered'], {'flush': True}).start()\n"
+        "    threading.Timer(0.3, answer).start()\n"
         "    return 'waiting for worker 1'\n"
         "with watchdog.bound(0.2, 'more than {seconds}', explain=explain):\n"
         "    threading.Event().wait(60)\n"
@@ -59,17 +67,17 @@ def test_a_lock_that_is_never_released_is_no_obstacle():
 
 
 def test_a_body_that_ends_in_time_goes_on():
-    done = _run("with watchdog.bound(0.3, 'late'):\n    pass\ntime.sleep(0.8)\nprint('went on')\n")
+    done = _run("with watchdog.bound(1.0, 'late'):\n    pass\ntime.sleep(1.5)\nprint('went on')\n")
     assert (done.returncode, done.stdout, done.stderr) == (0, "went on\n", "")
 
 
 def test_a_body_that_fails_is_no_longer_bound():
     done = _run(
         "try:\n"
-        "    with watchdog.bound(0.3, 'late'):\n"
+        "    with watchdog.bound(1.0, 'late'):\n"
         "        raise KeyError\n"
         "except KeyError:\n"
-        "    time.sleep(0.8)\n"
+        "    time.sleep(1.5)\n"
         "print('went on')\n"
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "went on\n", "")
