@@ -129,18 +129,22 @@ class Checkpoints:
                 raise RunError(f"checkpoint {prefix} is damaged: {damage}")
             match = re.search(r"(?:step|best)-(\d{8,})", prefix.removesuffix(FILE))
             return int(match[1]) if match else 0
-        steps = self.steps()
-        for step in reversed(steps):
+        damaged: set[int] = set()
+        while steps := set(self.steps()) - damaged:
+            step = max(steps)
             prefix = self._storage.prefix(_name(step))
             damage = self._read(prefix)
             if damage is None:
                 return step
+            if step not in self.steps():
+                continue  # the run that is followed has removed it meanwhile, and has newer ones
             logging.warning("checkpoint %s is damaged, skipped: %s", _folder(prefix), damage)
+            damaged.add(step)
             self._damaged.add(step)
-        if steps:
+        if damaged:
             raise RunError(
-                f"all {len(steps)} checkpoints in {self._storage} are damaged; move the folder away"
-                " to start again from the beginning"
+                f"all {len(damaged)} checkpoints in {self._storage} are damaged; move the folder"
+                " away to start again from the beginning"
             )
         return None
 

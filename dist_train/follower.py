@@ -59,7 +59,7 @@ def follow(
             if newest <= step or (restored := checkpoints.restore()) is None:
                 time.sleep(_POLL_S)
                 continue
-            step, newest_at = max(step, newest), time.monotonic()
+            step, newest_at = max(step, newest, restored), time.monotonic()
             if (values := validate()) is not None:
                 results["validation"] = values
                 log.evaluation("validation", row(restored) | values)

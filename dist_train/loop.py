@@ -368,7 +368,7 @@ class _Loop:
         signal = self._request.signal
         by = signal.name if signal is not None else "a signal to another worker"
         saved = "" if self._workdir is None else f", saved; --workdir={self._workdir.name} goes on"
-        return f"by {by} after step {step}{saved}"
+        return f"by {by} after step {step:,}{saved}"
 
     def _result(self, results: dict[str, Means], step: int) -> Result:
         path = None if self._workdir is None else self._workdir.name

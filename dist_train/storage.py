@@ -88,8 +88,12 @@ class LocalStorage:
         self.publish(other)
 
     def remove(self, name: str) -> None:
+        # Renamed first: who reads, also after a kill in between, finds it whole or not at all.
+        condemned = self._folder / f"partial-removed-{name}"
+        shutil.rmtree(condemned, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._folder / name)
+            (self._folder / name).rename(condemned)
+            shutil.rmtree(condemned)
 
     def prefix(self, name: str) -> str:
         return str(self._folder / name / FILE)

@@ -14,6 +14,7 @@ from dist_train.cluster import Cluster
 from dist_train.errors import RunError, UsageError, WorkerLost
 
 _ANSWER_S = 5.0
+_LINGER_S = 1.0
 
 
 class Workers:
@@ -74,6 +75,8 @@ class Workers:
                 text = " ".join(str(error.message).split())
                 if self.count == 1 or _is_own(error, text):
                     raise RunError(f"{what}: {essence(error)}") from error
+                if self.count > 2:  # who waits for this one hears from it of the other
+                    time.sleep(_LINGER_S)
                 why = re.sub(r".*aborted by: |The error could be.*|Additional GRPC.*", "", text)
                 raise WorkerLost(
                     f"{what}: {self._lost(text)} was lost ({why[:200].strip()})"

@@ -100,6 +100,21 @@ def test_a_damaged_one_never_outlives_a_whole_one(folder):
     assert SavedRun(folder).restore() == 2
 
 
+def test_one_that_another_process_removes_meanwhile_is_not_damaged(folder, monkeypatch, caplog):
+    run, reader = SavedRun(folder, keep=1), SavedRun(folder)
+    run.save(1)
+    read = reader.checkpoints._read
+
+    def late(prefix):
+        if prefix.startswith(str(run.path(1))):
+            run.save(2)  # removes the first
+        return read(prefix)
+
+    monkeypatch.setattr(reader.checkpoints, "_read", late)
+    assert reader.restore() == 2
+    assert "damaged" not in caplog.text
+
+
 def test_all_damaged_is_an_error(folder):
     run = SavedRun(folder)
     run.save(1, 2)

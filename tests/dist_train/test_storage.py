@@ -41,7 +41,8 @@ def test_files_are_on_the_disk_before_the_name_is(folder, monkeypatch):
         fsync(descriptor)
 
     def renamed(path, target):
-        events.append(f"rename {path.name}")
+        if path.name.startswith("partial-"):  # none is there that would have to give way
+            events.append(f"rename {path.name}")
         return rename(path, target)
 
     monkeypatch.setattr(os, "fsync", synced)

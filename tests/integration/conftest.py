@@ -121,7 +121,7 @@ def whole_run(new_group, tmp_path_factory):
     """The workdir of the run of `trajectory` by one process, without a fault."""
     folder = tmp_path_factory.mktemp("whole")
     group = new_group(folder)
-    group.start([*trajectory.TRAIN, "--workdir=run"])
+    group.start([*trajectory.TRAIN, trajectory.AT_ONCE, "--workdir=run"])
     assert group.wait(180) == [0], group.output(0)
     return folder / "run"
 

@@ -38,6 +38,7 @@ SlurmdParameters=config_overrides
 PlugStackConfig=/dev/null
 ReturnToService=2
 KillWait=15
+SchedulerParameters=sched_interval=2,bf_interval=1
 NodeName={names} CPUs=4 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """

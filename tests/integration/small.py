@@ -6,13 +6,14 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 import dist_train
-from dist_train import mnist
+from dist_train import mnist, stopping
 from dist_train.mnist import files, mlp
 
 
@@ -29,6 +30,12 @@ def task(begin=0):
         metrics={"accuracy": keras.metrics.sparse_categorical_accuracy},
         preprocess=lambda x, y, seed: (tf.cast(x, tf.float32) / 255.0, y),
     )
+
+
+def patient():
+    """The same, in a process that takes all signals of a minute for one request."""
+    stopping._SAME_REQUEST_S = 60.0
+    return task()
 
 
 class _Clinging(dist_train.Task):
@@ -147,10 +154,12 @@ class _Paced:
         return self._arrays[indices]
 
 
-def paced():
-    """The same task and the same numbers, at 400 steps a second at most."""
+def paced(config):
+    """The same task and the same numbers; at 160 steps a second, until it is resumed."""
     plain = task()
-    return dataclasses.replace(plain, train=_Paced(plain.train, 0.04))
+    if any(Path(config.workdir, "checkpoints").glob("step-*")):
+        return plain
+    return dataclasses.replace(plain, train=_Paced(plain.train, 0.1))
 
 
 def slow():
@@ -213,7 +222,7 @@ def stuck():
 
 
 def diverging():
-    """Training in which worker 1's copy of a weight changes by itself after a second."""
+    """Training in which worker 1's copy of a weight changes by itself after some steps."""
     plain = task()
 
     def model():
@@ -222,9 +231,11 @@ def diverging():
             first = built.trainable_variables[0]
 
             def spoil():
+                while not os.path.exists("run/metrics.jsonl"):
+                    time.sleep(0.05)
                 first.value.values[0].assign_add(tf.ones_like(first.value.values[0]) * 1e-3)
 
-            threading.Timer(4.0, spoil).start()
+            threading.Thread(target=spoil, daemon=True).start()
         return built
 
     return dataclasses.replace(plain, model=model, validation=None, test=None)

@@ -49,12 +49,14 @@ def test_a_frozen_worker_is_named_by_all_others(group, tmp_path, stopped):
 
 
 def test_a_worker_that_hangs_in_its_own_code_is_named_by_those_that_wait(group):
-    workers = group.start_all(3, several("stuck", "--input=stream", "--stall_timeout_s=6"))
+    # Its bound is for the first call too, in which the step is traced.
+    flags = ["--input=stream", "--jit_compile=false", "--stall_timeout_s=12"]
+    workers = group.start_all(3, several("stuck", *flags))
     for index in (0, 2):
         assert workers[index].wait(90) == 1
         (line,) = [s for s in group.output(index).splitlines() if s.startswith("error")]
         # Its own bound began at the same moment: it may have ended before theirs.
-        waits = r"more than 6 s \(waiting for worker 1 \(\S+:\d+\)\); raise --stall"
+        waits = r"more than 12 s \(waiting for worker 1 \(\S+:\d+\)\); raise --stall"
         assert re.search(rf"{waits}|: worker 1 \(\S+:\d+\) was lost \(", line), line
 
 
@@ -106,11 +108,11 @@ def test_a_stopped_run_ends_though_what_it_holds_cannot_be_taken_down(group, tmp
 
 
 def test_many_signals_for_one_request_do_not_cost_the_last_steps(group, tmp_path):
-    worker = group.start(command("task", *LONG))
+    worker = group.start(command("patient", *LONG))
     wait_for_step(tmp_path / "run", 100, worker)
     # A scheduler's, those that a launcher and a shell pass on: some come when all is saved already.
-    until = time.monotonic() + 0.8
-    while time.monotonic() < until and worker.poll() is None:
+    deadline = time.monotonic() + 30
+    while worker.poll() is None and time.monotonic() < deadline:
         worker.send_signal(signal.SIGTERM)
         time.sleep(0.002)
     assert worker.wait(30) == 75
@@ -194,12 +196,23 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+SHORT = ["--epochs=6", "--eval_epochs=0", "--log_steps=1", "--checkpoint_steps=4"]
+
+
+@pytest.fixture(scope="module")
+def short(new_group, tmp_path_factory):
+    """The workdir of that run, on a disk with room."""
+    folder = tmp_path_factory.mktemp("short")
+    group = new_group(folder)
+    group.start(command("task", *SHORT))
+    assert group.wait(120) == [0], group.output(0)
+    return folder / "run"
+
+
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_full_disk_ends_the_run_with_what_was_saved_before(group, tmp_path, small_disk, size):
+def test_a_full_disk_ends_the_run_with_what_was_saved_before(group, small_disk, short, size):
     disk = small_disk(size)
-    flags = ["--epochs=6", "--eval_epochs=0", "--log_steps=1", "--checkpoint_steps=4"]
-    flags += ["--keep_checkpoints=1000"]
-    on_disk = [*command()[:-1], f"--workdir={disk}/run", *flags]
+    on_disk = [*command()[:-1], f"--workdir={disk}/run", *SHORT, "--keep_checkpoints=1000"]
     worker = group.start(on_disk)
     assert worker.wait(60) == 1
     line = error(group.output(0))
@@ -213,7 +226,6 @@ def test_a_full_disk_ends_the_run_with_what_was_saved_before(group, tmp_path, sm
     subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
     group.next_round()
     group.start(on_disk)
-    group.start([*command()[:-1], "--workdir=whole", *flags])
-    assert group.wait(120) == [0, 0], group.output(0)
+    assert group.wait(120) == [0], group.output(0)
     assert "resumed after step" in group.output(0)
-    assert_same_run(disk / "run", tmp_path / "whole")
+    assert_same_run(disk / "run", short)

@@ -11,7 +11,7 @@ import sys
 import hosts
 import pytest
 import sshd
-from trajectory import TRAIN, assert_same_run, wait_for_step
+from trajectory import AT_ONCE, TRAIN, assert_same_run, wait_for_step
 
 ROOT = hosts.Path(__file__).parents[2]
 WORKER = [sys.executable, *TRAIN, "--strategy=multi_worker", "--workdir=run"]
@@ -153,7 +153,7 @@ def test_ranks_of_mpich_tell_one_another_who_runs_where(start, ssh_hosts, tmp_pa
 @openmpi
 def test_several_ranks_are_not_trained_one_by_one_by_default(start, tmp_path):
     command = [sys.executable, *TRAIN, "--workdir=run"]
-    process = start(launch(command=command))
+    process = start(launch("--grace_period_s=1", command=command))
     assert process.wait(60) == 2
     assert "mpirun has 2 workers but strategy=default" in process.log.read_text()
     assert not (tmp_path / "run").exists()
@@ -162,7 +162,7 @@ def test_several_ranks_are_not_trained_one_by_one_by_default(start, tmp_path):
 @openmpi
 @pytest.mark.slow
 def test_two_ranks_follow_the_trajectory_of_one_process(start, tmp_path, whole_run):
-    process = start(launch())
+    process = start(launch(command=[*WORKER, AT_ONCE]))
     assert process.wait(180) == 0, process.log.read_text()
     assert_same_run(tmp_path / "run", whole_run)
 
@@ -174,7 +174,7 @@ def test_a_rank_that_is_killed_on_another_host_ends_all_and_nothing_is_lost(
 ):
     network, _ = ssh_hosts
     options = f"{over(ssh_hosts, 'n1,n2')} --wdir {tmp_path}"
-    command = launch(f"--mpi_options={options}")
+    command = launch("--grace_period_s=1", f"--mpi_options={options}")
     process = start(command)
     wait_for_step(tmp_path / "run", 300, process)
     [victim] = [pid for pid, text in network["n2"].processes().items() if is_trainer(text)]
@@ -193,7 +193,8 @@ def test_a_rank_that_is_killed_on_another_host_ends_all_and_nothing_is_lost(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_request_lets_the_ranks_save_and_leaves_nothing(start, ssh_hosts, tmp_path, number):
     network, _ = ssh_hosts
-    process = start(launch("--grace_period_s=2"))
+    command = [*WORKER, "--epochs=1000"]  # mpirun lets them go on for the period first
+    process = start(launch("--grace_period_s=4", command=command))
     wait_for_step(tmp_path / "run", 100, process)
     os.kill(process.inside, number)
     assert process.wait(60) != 0

@@ -102,9 +102,10 @@ class Ordeal:
         if not self.struck:  # the run was over before
             assert status == 0, text
             return
-        assert status in ENDS.get(fault.kind, {0}) | (
-            {0} if fault.kind == "full disk" else set()
-        ), text
+        ends = ENDS.get(fault.kind, {0})
+        if ends == {75} and self.newest_step() == STEPS:
+            ends = {0, 75}  # it was asked after its last step, while it wrote what came out
+        assert status in ends, text
         if (cause := CAUSES.get(fault.kind)) is not None:
             assert re.search(cause.format(worker=fault.worker), text), text
 

@@ -132,20 +132,31 @@ def test_batch_shell_is_told_to_use_srun(slurm, tmp_path):
     assert "put srun before the command" in (tmp_path / "out").read_text()
 
 
+# Of the other task: Slurm ends one that is not there yet for another reason.
+WAIT_FOR_UP = "until [ -e up ]; do sleep 0.1; done"
+
+
 @pytest.mark.parametrize(("end", "status"), [("exit 7", 7), ("kill -SEGV $$", 139)])
 def test_status_of_the_job_is_the_launchers(slurm, launch, end, status):
     command = ["-c", "import os, sys; os.execvp('sh', ['sh', '-c', sys.argv[1]])"]
-    script = f"[ $SLURM_PROCID = 0 ] || {{ sleep 1; echo oh no; {end}; }}"
+    script = f"[ $SLURM_PROCID = 0 ] && exec touch up; {WAIT_FOR_UP}; echo oh no; {end}"
     launcher = launch("--log_dir=logs", command=[*command, script])
     assert launcher.wait(60) == status, launcher.log.read_text()
     assert "[worker 1] oh no" in launcher.log.read_text()
 
 
 def test_failed_task_takes_the_others_with_it_and_is_named(slurm, launch):
-    command = ["-c", "import os, time; os.environ['SLURM_PROCID'] == '1' and 1 / 0; time.sleep(60)"]
-    launcher = launch("--log_dir=logs", command=command)
+    script = f"""
+import os, subprocess, time
+if os.environ["SLURM_PROCID"] == "1":
+    subprocess.run("{WAIT_FOR_UP}", shell=True)
+    1 / 0
+open("up", "w").close()
+time.sleep(60)
+"""
+    launcher = launch("--log_dir=logs", command=["-c", script])
     # srun's status is the highest of the tasks', and it has sent SIGTERM to this one.
-    assert launcher.wait(30) == 128 + signal.SIGTERM, launcher.log.read_text()
+    assert launcher.wait(60) == 128 + signal.SIGTERM, launcher.log.read_text()
     assert "[worker 1] ZeroDivisionError" in launcher.log.read_text()
     assert "n2: task 1: Exited with exit code 1" in launcher.log.read_text()
 
@@ -232,7 +243,7 @@ def test_ctrl_c_cancels_the_job_which_saves_and_leaves_nothing(slurm, launch, tm
     assert launcher.wait(60) == 75, launcher.log.read_text()
     assert slurm.state(job_of(launcher))["JobState"] == "CANCELLED"
     assert re.search(r"SIGTERM after step [\d,]+, saved", launcher.log.read_text())
-    assert slurm.tasks() == {}
+    assert slurm_cluster.wait(lambda: not slurm.tasks(), 20), slurm.tasks()
 
 
 @pytest.mark.slow
@@ -247,5 +258,5 @@ def test_a_job_outlives_its_launcher_and_scancel_leaves_nothing_of_it(slurm, lau
     slurm.run(["scancel", job])
     ended = slurm_cluster.wait(lambda: slurm.state(job)["JobState"] == "CANCELLED", 40)
     assert ended, slurm.state(job)
-    assert slurm.tasks() == {}
+    assert slurm_cluster.wait(lambda: not slurm.tasks(), 20), slurm.tasks()
     assert any((tmp_path / "run" / "checkpoints").iterdir())

@@ -106,7 +106,7 @@ def test_request_is_forwarded_and_leaves_nothing_anywhere(cluster, number):
     os.kill(process.inside, number)
     assert process.wait(30) == 75
     assert process.log.read_text().count(f"saved after {number}") == 3
-    assert cluster.alive() == {}
+    assert hosts.wait_until(lambda: cluster.alive() == {}, 15), cluster.alive()
 
 
 def test_launcher_killed_with_sigkill_leaves_nothing_on_any_host(cluster):

@@ -8,7 +8,7 @@ import time
 
 import hosts
 import pytest
-from trajectory import TRAIN, assert_same_run, wait_for_step
+from trajectory import AT_ONCE, TRAIN, assert_same_run, wait_for_step
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ def trainer_on(host):
 
 
 def test_workers_on_two_hosts_follow_the_trajectory_of_one_process(cluster, whole_run):
-    status, output = cluster.run("--hosts=n1,n2", *WORKER, timeout_s=180)
+    status, output = cluster.run("--hosts=n1,n2", *WORKER, AT_ONCE, timeout_s=180)
     assert status == 0, output
     assert re.search(r"\[worker 0 n1\] .*done in .*: run holds report", output), output
     assert_same_run(cluster.folder / "run", whole_run)
@@ -61,7 +61,7 @@ def test_interrupted_training_saves_on_all_hosts_and_leaves_with_75(cluster, who
     wait_for_step(cluster.folder / "run", 300, process)
     os.kill(process.inside, signal.SIGINT)
     assert process.wait(60) == 75, process.log.read_text()
-    assert cluster.alive() == {}
+    assert hosts.wait_until(lambda: cluster.alive() == {}, 15), cluster.alive()
     status, output = cluster.run("--hosts=n3,n1", *WORKER, timeout_s=180)
     assert status == 0, output
     assert "resumed after step" in output

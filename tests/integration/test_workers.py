@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from trajectory import assert_same_run, steps, wait_for_step, weights
+from trajectory import STEPS, assert_same_run, steps, wait_for_step, weights
+from trajectory import TRAIN as PACED
 
 from dist_train import metrics, reduction
 
@@ -114,36 +115,33 @@ def test_the_chief_alone_looks_for_mistakes_also_where_there_are_batch_statistic
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_worker_stops_all_at_one_step_and_they_resume_elsewhere(group, tmp_path):
-    settings = ["--epochs=100", "--learning_rate=0.001", "--log_steps=100", "--eval_epochs=0"]
-    settings += [f"--task={of_small('paced')}"]
-    command = [*TRAIN, "--strategy=multi_worker", "--workdir=run", *settings]
-    workers = group.start_all(2, command)
+def test_a_signal_to_one_worker_stops_all_at_one_step_and_they_resume_elsewhere(
+    group, tmp_path, whole_run
+):
+    workers = group.start_all(2, [*PACED, "--strategy=multi_worker", "--workdir=run"])
     wait_for_step(tmp_path / "run", 300, *workers)
     workers[1].send_signal(signal.SIGTERM)
     assert group.wait(60) == [75, 75], group.output(0) + group.output(1)
     (step,) = {
-        text.split("after step ")[1].split()[0].strip(",") for text in map(group.output, (0, 1))
+        int(re.search(r"after step ([\d,]+), saved", text)[1].replace(",", ""))
+        for text in map(group.output, (0, 1))
     }
-    assert 300 <= int(step) < 1600
-    assert (tmp_path / "run" / "checkpoints" / f"step-{int(step):08d}").is_dir()
+    assert 300 <= step < STEPS
+    assert (tmp_path / "run" / "checkpoints" / f"step-{step:08d}").is_dir()
 
-    # On from there on another strategy, and the same run without a stop.
+    # On from there on another strategy.
     group.next_round()
-    resumed = [*TRAIN, "--strategy=mirrored", "--devices=3", "--workdir=run", *settings]
-    group.start(resumed)
-    group.start([*TRAIN, "--workdir=whole", *settings])
-    assert group.wait(200) == [0, 0], group.output(0)
-    assert "resumed after step" in group.output(0)
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    group.start([*PACED, "--strategy=mirrored", "--devices=3", "--workdir=run"])
+    assert group.wait(200) == [0], group.output(0)
+    assert f"resumed after step {step:,}" in group.output(0)
+    assert_same_run(tmp_path / "run", whole_run)
 
 
 @pytest.mark.slow
-def test_a_killed_worker_ends_its_peer_with_a_reason_and_nothing_is_lost(group, tmp_path):
-    settings = ["--epochs=100", "--learning_rate=0.001", "--log_steps=100", "--eval_epochs=0"]
-    settings += [f"--task={of_small('paced')}"]
-    command = [*TRAIN, "--strategy=multi_worker", "--workdir=run", *settings]
-    workers = group.start_all(2, command)
+def test_a_killed_worker_ends_its_peer_with_a_reason_and_nothing_is_lost(
+    group, tmp_path, whole_run
+):
+    workers = group.start_all(2, [*PACED, "--strategy=multi_worker", "--workdir=run"])
     wait_for_step(tmp_path / "run", 300, *workers)
     workers[1].kill()
     assert workers[0].wait(30) == 1
@@ -152,11 +150,10 @@ def test_a_killed_worker_ends_its_peer_with_a_reason_and_nothing_is_lost(group, 
     assert "Traceback" not in group.output(0)
 
     group.next_round()
-    group.start([*TRAIN, "--workdir=run", *settings])
-    group.start([*TRAIN, "--workdir=whole", *settings])
-    assert group.wait(200) == [0, 0], group.output(0)
+    group.start([*PACED, "--workdir=run"])
+    assert group.wait(200) == [0], group.output(0)
     assert "resumed after step" in group.output(0)
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert_same_run(tmp_path / "run", whole_run)
 
 
 @pytest.mark.slow
@@ -171,7 +168,7 @@ def test_a_signal_to_one_of_six_workers_in_two_rings_ends_all(group, tmp_path, s
     others = [0, 1, 2, 3, 5]
     if sent == signal.SIGTERM:
         assert group.wait(60) == [75] * 6, group.output(0)
-        steps = {re.search(r"after step (\d+)", group.output(index))[1] for index in range(6)}
+        steps = {re.search(r"after step ([\d,]+), ", group.output(index))[1] for index in range(6)}
         assert len(steps) == 1
         return
     assert [workers[index].wait(60) for index in others] == [1] * 5
@@ -194,14 +191,26 @@ def test_an_operation_that_fails_on_one_worker_is_told_there_and_its_peer_names_
     assert re.search(r"worker 1 \(127\.0\.0\.1:\d+\) was lost", peers)
 
 
+def wait_for_listener(address, timeout_s=30):
+    host, port = address.split(":")
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return socket.create_connection((host, int(port))).close()
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
 def test_a_missing_worker_is_named_within_the_bound(group, addresses):
     cluster = addresses(3)
     begin = time.monotonic()
-    command = [*TRAIN, "--strategy=multi_worker", "--workdir=run", "--start_timeout_s=2"]
-    for index in (0, 1):
-        group.start(command, cluster, index)
+    command = [*TRAIN, "--strategy=multi_worker", "--workdir=run", "--start_timeout_s=4"]
+    group.start(command, cluster, 0)
+    wait_for_listener(cluster[0])
+    group.start(command, cluster, 1)
     assert group.wait(30) == [1, 1]
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 30
     for index in (0, 1):
         (line,) = group.output(index).splitlines()
         assert f"worker 2 ({cluster[2]}) never arrived" in line
@@ -217,10 +226,15 @@ def test_a_missing_chief_is_named_within_the_bound(group, addresses):
 
 def test_a_worker_that_waits_for_its_peers_obeys_a_signal(group, addresses):
     command = [*TRAIN, "--strategy=multi_worker", "--workdir=run"]
-    worker = group.start(command, addresses(2), 1)
-    time.sleep(1.5)
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(10) == 75
+    cluster = addresses(2)
+    host, port = cluster[0].split(":")
+    with socket.create_server((host, int(port))) as chief:
+        chief.settimeout(60)
+        worker = group.start(command, cluster, 1)
+        connection, _ = chief.accept()
+        with connection:
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(30) == 75
     assert "before the first step" in group.output(0)
 
 
