@@ -123,7 +123,7 @@ def test_a_signal_to_one_worker_stops_all_at_one_step_and_they_resume_elsewhere(
     workers[1].send_signal(signal.SIGTERM)
     assert group.wait(60) == [75, 75], group.output(0) + group.output(1)
     (step,) = {
-        int(re.search(r"after step ([\d,]+), saved", text)[1].replace(",", ""))
+        int(re.search(r"after step ([\d,]*\d)", text)[1].replace(",", ""))
         for text in map(group.output, (0, 1))
     }
     assert 300 <= step < STEPS
@@ -168,7 +168,7 @@ def test_a_signal_to_one_of_six_workers_in_two_rings_ends_all(group, tmp_path, s
     others = [0, 1, 2, 3, 5]
     if sent == signal.SIGTERM:
         assert group.wait(60) == [75] * 6, group.output(0)
-        steps = {re.search(r"after step ([\d,]+), ", group.output(index))[1] for index in range(6)}
+        steps = {re.search(r"after step ([\d,]*\d)", group.output(index))[1] for index in range(6)}
         assert len(steps) == 1
         return
     assert [workers[index].wait(60) for index in others] == [1] * 5
