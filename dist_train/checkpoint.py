@@ -125,8 +125,10 @@ class Checkpoints:
         """
         if name is not None:
             prefix = self._find(name)
-            if (damage := self._read(prefix)) is not None:
-                raise RunError(f"checkpoint {prefix} is damaged: {damage}")
+            while (damage := self._read(prefix)) is not None:
+                before, prefix = prefix, self._find(name)
+                if prefix == before:
+                    raise RunError(f"checkpoint {prefix} is damaged: {damage}")
             match = re.search(r"(?:step|best)-(\d{8,})", prefix.removesuffix(FILE))
             return int(match[1]) if match else 0
         damaged: set[int] = set()
@@ -137,7 +139,7 @@ class Checkpoints:
             if damage is None:
                 return step
             if step not in self.steps():
-                continue  # the run that is followed has removed it meanwhile, and has newer ones
+                continue  # the run that wrote it has removed it meanwhile, and has newer ones
             logging.warning("checkpoint %s is damaged, skipped: %s", _folder(prefix), damage)
             damaged.add(step)
             self._damaged.add(step)

@@ -59,8 +59,9 @@ def follow(
             if newest <= step or (restored := checkpoints.restore()) is None:
                 time.sleep(_POLL_S)
                 continue
-            step, newest_at = max(step, newest, restored), time.monotonic()
-            if (values := validate()) is not None:
+            is_new = restored > step  # else the newest is damaged
+            step, newest_at = max(newest, restored), time.monotonic()
+            if is_new and (values := validate()) is not None:
                 results["validation"] = values
                 log.evaluation("validation", row(restored) | values)
             workdir.push(workdir.followed)

@@ -93,7 +93,7 @@ class LocalStorage:
         shutil.rmtree(condemned, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             (self._folder / name).rename(condemned)
-            shutil.rmtree(condemned)
+        shutil.rmtree(condemned, ignore_errors=True)  # what stays goes with the next `partial`
 
     def prefix(self, name: str) -> str:
         return str(self._folder / name / FILE)

@@ -54,6 +54,17 @@ class Workers:
 
     @contextlib.contextmanager
     def together(self, what: str) -> Iterator[None]:
+        """As `_named`; who waits for this worker hears from it which other one was lost."""
+        try:
+            with self._named(what):
+                yield
+        except WorkerLost:
+            if self.count > 2:
+                time.sleep(_LINGER_S)
+            raise
+
+    @contextlib.contextmanager
+    def _named(self, what: str) -> Iterator[None]:
         """Bounds a body in which the replicas wait for one another, and names what failed.
 
         Args:
@@ -75,8 +86,6 @@ class Workers:
                 text = " ".join(str(error.message).split())
                 if self.count == 1 or _is_own(error, text):
                     raise RunError(f"{what}: {essence(error)}") from error
-                if self.count > 2:  # who waits for this one hears from it of the other
-                    time.sleep(_LINGER_S)
                 why = re.sub(r".*aborted by: |The error could be.*|Additional GRPC.*", "", text)
                 raise WorkerLost(
                     f"{what}: {self._lost(text)} was lost ({why[:200].strip()})"

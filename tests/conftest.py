@@ -5,12 +5,15 @@ from collections.abc import Mapping
 import hypothesis
 import pytest
 
-# What they find does not depend on the pace of the machine.
+# The same examples everywhere, whatever the pace of the machine: who sees one fail has broken it.
 hypothesis.settings.register_profile(
     "any pace",
     deadline=None,
     derandomize=True,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.function_scoped_fixture,
+    ],
 )
 hypothesis.settings.load_profile("any pace")
 

@@ -115,6 +115,32 @@ def test_one_that_another_process_removes_meanwhile_is_not_damaged(folder, monke
     assert "damaged" not in caplog.text
 
 
+def test_one_that_is_removed_is_gone_at_once_however_long_that_takes(folder, monkeypatch):
+    run = SavedRun(folder, keep=1)
+    run.save(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda path, **options: None)  # or it was killed there
+        run.save(2)
+        assert run.checkpoints.steps() == [2]
+        assert SavedRun(folder).restore() == 2
+    run.save(3)
+    assert [path.name for path in folder.iterdir()] == ["step-00000003"]
+
+
+def test_the_best_that_another_process_replaces_meanwhile_is_read_anew(folder, monkeypatch):
+    run, reader = SavedRun(folder), SavedRun(folder)
+    run.save(1, best=True)
+    read = reader.checkpoints._read
+
+    def late(prefix):
+        if "best-00000001" in prefix:
+            run.save(2, best=True)
+        return read(prefix)
+
+    monkeypatch.setattr(reader.checkpoints, "_read", late)
+    assert reader.restore("best") == 2
+
+
 def test_all_damaged_is_an_error(folder):
     run = SavedRun(folder)
     run.save(1, 2)

@@ -113,7 +113,7 @@ def test_each_setting_has_a_flag_of_its_name_default_and_help():
         assert values[field.name].help.endswith(field.metadata["help"])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(name=st.sampled_from(_NAMES), value=_VALUES)
 def test_any_value_is_a_setting_of_its_type_or_an_error(name, value):
     try:
@@ -128,7 +128,7 @@ def test_any_value_is_a_setting_of_its_type_or_an_error(name, value):
     assert not message or name in message
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(name=st.sampled_from(_NAMES), text=_TEXTS)
 def test_any_text_of_a_flag_is_a_config_or_an_error(name, text):
     try:

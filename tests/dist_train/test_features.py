@@ -131,8 +131,8 @@ def test_early_stopping_counts_on_after_a_stop_and_a_finished_run_stays_finished
 ):
     whole = run(tmp_path / "whole", noisy(), **STOPPING)
     # After the second of three validations in a row without a gain.
-    stopping = dataclasses.replace(noisy(), preprocess=stops_at(50))
-    with pytest.raises(dist_train.Stopped, match="after step 50,"):
+    stopping = dataclasses.replace(noisy(), preprocess=stops_at(52))
+    with pytest.raises(dist_train.Stopped, match="after step 52,"):
         run(tmp_path / "parts", stopping, **STOPPING, steps_per_loop=1)
     assert_same(whole, run(tmp_path / "parts", noisy(), **STOPPING))
     again = run(tmp_path / "parts", noisy(), **STOPPING).result

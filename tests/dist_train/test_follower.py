@@ -1,28 +1,37 @@
 """Following another process's checkpoints."""
 
+import pytest
+
 from dist_train import metrics
 from dist_train.follower import follow
 from dist_train.stopping import StopRequest
 from dist_train.workdir import Workdir
 
 
-class _Quick:
-    """Checkpoints of a run that writes on: each that is asked for is older than what is read."""
+class _Looks:
+    """Checkpoints of a run that writes on: (the newest that is listed, what is then restored)."""
 
     def __init__(self, looks):
         self._looks = iter(looks)
 
     def steps(self):
-        listed, self._newest = next(self._looks)
+        listed, self._restored = next(self._looks)
         return [listed]
 
     def restore(self):
-        return self._newest
+        return self._restored
 
 
-def test_a_checkpoint_that_comes_between_the_look_and_the_read_counts_once(tmp_path):
+@pytest.mark.parametrize(
+    "looks",
+    [
+        pytest.param([(10, 20), (20, 20), (20, 20), (30, 40)], id="one comes meanwhile"),
+        pytest.param([(20, 20), (30, 20), (30, 20), (40, 40)], id="one is damaged"),
+    ],
+)
+def test_each_checkpoint_counts_once(tmp_path, looks):
     workdir = Workdir(tmp_path / "run")
-    checkpoints = _Quick([(10, 20), (20, 20), (20, 20), (30, 40)])
+    checkpoints = _Looks(looks)
     results, step = follow(
         checkpoints,
         workdir,

@@ -6,14 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_train.metrics import Console, MetricsFile, RunLog, means, read_rows
 
-_FUZZ = settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+_FUZZ = settings(max_examples=150)
 
 
 def _row(step, kind="train", **more):

@@ -114,7 +114,7 @@ def test_the_order_does_not_depend_on_the_chunks(replicas):
     assert (together[:, whole.shape[1] :] == -1).all()  # steps beyond the epoch hold no example
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     examples=st.integers(1, 300),
     batch_size=st.integers(1, 70),
@@ -136,7 +136,7 @@ def test_any_step_is_where_counting_finds_it(examples, batch_size, chunk_steps, 
     assert plan.examples_until(step) == epoch * examples + sum(sizes[:within])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     examples=st.integers(1, 60),
     batch_size=st.integers(1, 20),

@@ -112,10 +112,11 @@ with stopping.listening() as request:
 """
     with _start(code) as process:
         try:
-            for number, answer in ((first, "ready\n"), (second, "asked\n")):
-                assert process.stdout.readline() == answer
-                time.sleep(1.2 if number == second else 0.0)  # until then it is the same request
-                process.send_signal(number)
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(first)
+            assert process.stdout.readline() == "asked\n"
+            time.sleep(1.2)  # until then it is the same request
+            process.send_signal(second)
             assert process.wait(timeout=20) == 128 + second
         finally:
             process.kill()

@@ -153,7 +153,7 @@ _ADDRESSES = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.text(max_size=30)
     | _JSON.map(json.dumps)

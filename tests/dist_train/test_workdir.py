@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_train import Config, UsageError
@@ -149,9 +149,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150)
 @given(
     st.binary(max_size=30)
     | st.sampled_from([b"[" * 100_000, b"9" * 5000, b'{"config": ["seed"]}', b'{"config": "seed"}'])

@@ -125,7 +125,7 @@ def test_a_kill_in_the_midst_of_a_save_costs_only_the_steps_since_the_one_before
     for _ in range(4):
         worker = group.start(command("task", *flags))
         have = newest(folder)
-        wait_until(lambda: newest(folder) > have and any(folder.glob("partial-*")), "a save")  # noqa: B023
+        wait_until(lambda: newest(folder) > have and any(folder.glob("partial-[sb]*")), "a save")  # noqa: B023
         worker.kill()
         worker.wait()
     group.next_round()

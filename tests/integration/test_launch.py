@@ -66,6 +66,7 @@ def test_a_training_that_is_stopped_leaves_with_75_and_goes_on(group, tmp_path, 
 
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_named_and_its_stacks_are_shown(group, tmp_path):
+    # TensorFlow itself may notice a frozen peer from 5 s on, and end the other worker.
     launcher = group.start(launch("--stall_timeout_s=3", "--grace_period_s=2"))
     wait_for_step(tmp_path / "run", 100, launcher)
     os.kill(workers_of(launcher)[1], signal.SIGSTOP)

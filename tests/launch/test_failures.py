@@ -101,6 +101,8 @@ print("UnavailableError: Socket closed")
 with open("pid-%d" % INDEX, "w") as file:
     file.write(str(os.getpid()))
 os.rename("pid-%d" % INDEX, "going-%d" % INDEX)
+while not os.path.exists("going-%d" % (2 - INDEX)):
+    time.sleep(0.01)
 sys.exit(1)
 """
     result = launcher.run("--workers=3", *python(source))

@@ -4,8 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_train.cluster import Cluster
@@ -130,7 +129,6 @@ def test_host_names_are_those_that_kubernetes_gives():
 
 
 @given(st.lists(st.text(st.sampled_from("$()AZ_ a{}`\\")), min_size=1))
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_command_arrives_as_it_was_given(kubelet, command):
     found = plan(command=tuple(command))
     environ = {"AZ": "expanded", **kubelet.environment(template(found), 0)}

@@ -31,6 +31,7 @@ if INDEX == 0:
         time.sleep(0.05)
 else:
     while not os.path.exists("up-0-3"):
+        beat(1)
         time.sleep(0.05)
     beat(2)
 wait_for_peer()

@@ -162,6 +162,7 @@ def test_request_while_waiting_to_restart_ends_the_wait(launcher):
     said = b""
     while b"start again in 4 s" not in said:
         said = process.stderr.readline()
+        assert said
     process.terminate()
     result = launcher.finish(process)
     assert result.status == 75
