@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 
 _EXPLAIN_S = 10.0
-# The chief answers what its peers ask, whose bounds end a moment after its own.
-_LINGER_S = 1.0
+# A process that ends for what became of others stays for their sake: they hear from it, and ask it,
+# a moment later.
+LINGER_S = 1.0
 
 
 @contextlib.contextmanager
@@ -60,7 +61,7 @@ class _Wait:
         print(f"error: {text}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         if why:
-            time.sleep(_LINGER_S)
+            time.sleep(LINGER_S)
         os._exit(1)
 
 

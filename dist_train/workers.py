@@ -14,7 +14,6 @@ from dist_train.cluster import Cluster
 from dist_train.errors import RunError, UsageError, WorkerLost
 
 _ANSWER_S = 5.0
-_LINGER_S = 1.0
 
 
 class Workers:
@@ -54,17 +53,6 @@ class Workers:
 
     @contextlib.contextmanager
     def together(self, what: str) -> Iterator[None]:
-        """As `_named`; who waits for this worker hears from it which other one was lost."""
-        try:
-            with self._named(what):
-                yield
-        except WorkerLost:
-            if self.count > 2:
-                time.sleep(_LINGER_S)
-            raise
-
-    @contextlib.contextmanager
-    def _named(self, what: str) -> Iterator[None]:
         """Bounds a body in which the replicas wait for one another, and names what failed.
 
         Args:
@@ -73,23 +61,35 @@ class Workers:
         Raises:
           RunError: a worker was lost, the memory does not suffice, or an operation failed.
         """
-        message = f"{what}: more than {{seconds}}; raise --stall_timeout_s if that is right"
-        with watchdog.bound(self._stall_timeout_s, message, explain=lambda: self._who_waits(what)):
-            try:
+        try:
+            with self._bound(what), self._named(what):
                 yield
-            except tf.errors.ResourceExhaustedError as error:
-                raise RunError(
-                    f"{what}: out of memory; use a smaller --batch_size, --gradient_accumulation"
-                    " or --input=stream"
-                ) from error
-            except tf.errors.OpError as error:
-                text = " ".join(str(error.message).split())
-                if self.count == 1 or _is_own(error, text):
-                    raise RunError(f"{what}: {essence(error)}") from error
-                why = re.sub(r".*aborted by: |The error could be.*|Additional GRPC.*", "", text)
-                raise WorkerLost(
-                    f"{what}: {self._lost(text)} was lost ({why[:200].strip()})"
-                ) from error
+        except WorkerLost:
+            if self.count > 2:  # who waits for this one hears from it which other one was lost
+                time.sleep(watchdog.LINGER_S)
+            raise
+
+    def _bound(self, what: str) -> contextlib.AbstractContextManager[None]:
+        message = f"{what}: more than {{seconds}}; raise --stall_timeout_s if that is right"
+        return watchdog.bound(self._stall_timeout_s, message, explain=lambda: self._who_waits(what))
+
+    @contextlib.contextmanager
+    def _named(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except tf.errors.ResourceExhaustedError as error:
+            raise RunError(
+                f"{what}: out of memory; use a smaller --batch_size, --gradient_accumulation"
+                " or --input=stream"
+            ) from error
+        except tf.errors.OpError as error:
+            text = " ".join(str(error.message).split())
+            if self.count == 1 or _is_own(error, text):
+                raise RunError(f"{what}: {essence(error)}") from error
+            why = re.sub(r".*aborted by: |The error could be.*|Additional GRPC.*", "", text)
+            raise WorkerLost(
+                f"{what}: {self._lost(text)} was lost ({why[:200].strip()})"
+            ) from error
 
     def barrier(self) -> None:
         """Returns when all workers have called it."""

@@ -2,9 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 SAVES_AND_LEAVES = """
 def leave(number, frame):
@@ -136,6 +141,24 @@ def test_nothing_is_left_in_the_temporary_directory(launcher, python, eventually
     process.kill()
     eventually(lambda: list(temporary.iterdir()) == [])
     eventually(lambda: launcher.alive() == {})
+
+
+def test_request_between_two_lines_of_the_start_is_kept():
+    source = """
+import signal
+from launch.stop import StopRequests
+real = signal.signal
+def install(number, handler):
+    real(number, handler)
+    signal.raise_signal(number)
+signal.signal = install
+print(sorted(StopRequests().take()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", source], env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[1, 2, 15]\n", "")
 
 
 def test_request_during_the_start_ends_everything(launcher):
