@@ -86,6 +86,7 @@ class Parts:
             strategy,
             self.program,
             self.optimizer,
+            log_steps=config.log_steps,
             loss_scale=self._loss_scale,
             skip_not_finite=config.on_nan == "skip",
             jit_compile=self._jit,

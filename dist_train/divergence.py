@@ -6,7 +6,7 @@ import numpy as np
 from absl import logging
 
 from dist_train.errors import RunError
-from dist_train.step import Progress
+from dist_train.progress import Progress
 from dist_train.workers import Workers
 
 _MOST_SKIPPED = 100  # steps in a row

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import keras
 import numpy as np
@@ -26,10 +26,10 @@ from dist_train.heartbeat import Heartbeat
 from dist_train.outcome import Outcome
 from dist_train.pace import Pace
 from dist_train.profiling import Profile
+from dist_train.progress import Progress
 from dist_train.result import Means, Result
 from dist_train.rows import Row
 from dist_train.state import State
-from dist_train.step import Progress
 from dist_train.stopping import StopRequest
 from dist_train.timesheet import Timesheet
 from dist_train.timetable import Timetable
@@ -195,7 +195,7 @@ class _Loop:
         pace, sheet = Pace(config.steps_per_loop), Timesheet(_SHARES)
         reduction_s: float | None = None
         call_steps = pace.wish
-        self._pending = parts.pending.numpy()
+        self._pending, self._pending_s = parts.pending.numpy(), 0.0
         folder = None if self._workdir is None else self._workdir.tensorboard
         profile = Profile(config.profile_range, folder)
         results: dict[str, Means] = {}
@@ -213,25 +213,38 @@ class _Loop:
             profile.reach(step)
             count = min(left, times.steps_to_next(step), call_steps, profile.steps_to_next(step))
             with self._workers.together(f"steps {step + 1} to {step + count}"), pace.call():
-                progress = parts.train_loop(train.data, chunk, begin, begin + count, pace.wish)
-            pace.done(progress.steps)
+                lines = parts.train_loop(
+                    train.data,
+                    chunk,
+                    begin,
+                    begin + count,
+                    pace.wish,
+                    to_line=times.steps_to_line(step),
+                )
+            done = sum(progress.steps for progress in lines)
+            pace.done(done)
             if reduction_s is None:  # only now do all workers have their first step behind them
                 with self._workers.together("the timing of the reduction"):
                     reduction_s = parts.train_loop.time_reduction()
                 sheet.take()  # the start is nobody's share
                 stack.enter_context(allocator.keeping_memory(os.environ))
-            sheet.add("communication", progress.steps * reduction_s)
-            call_steps = progress.next_steps
-            step += progress.steps
-            log.advance(progress.steps)
-            self._heartbeat.beat(step)
+            sheet.add("communication", done * reduction_s)
+            log.advance(done)
+            self._heartbeat.beat(step + done)
             self._state.check()
-            self._pending += progress.sums
-            if self._divergence.check(step, progress):
-                self._rewind(step, progress.last[0])
-
-            if times.logs(step):
-                results["train"] = self._log_train(step, progress, pace.take_seconds(), log, sheet)
+            shares, to_tell = None, done
+            for progress in lines:
+                step += progress.steps
+                to_tell -= progress.steps
+                self._pending += progress.sums
+                self._pending_s += pace.seconds * progress.steps / done
+                if self._divergence.check(step, progress):
+                    self._rewind(step, progress.last[0])
+                if times.logs(step):
+                    shares = shares or sheet.take()
+                    ago_s = pace.seconds * to_tell / done
+                    results["train"] = self._log_train(step, progress, log, shares, ago_s)
+            call_steps = progress.next_steps
             best = False
             if times.validates(step):
                 with sheet.on("evaluation"):
@@ -242,7 +255,7 @@ class _Loop:
                     best = self._state.is_best(values, step)
             over = self._state.is_over(step)
             if over and not times.logs(step):
-                results["train"] = self._log_train(step, progress, pace.take_seconds(), log, sheet)
+                results["train"] = self._log_train(step, progress, log, sheet.take())
             stop = self._must_stop(progress) and not over
             if over or stop or best or times.saves(step, time.monotonic() - saved):
                 parts.pending.assign(self._pending)
@@ -339,24 +352,25 @@ class _Loop:
         self,
         step: int,
         progress: Progress,
-        seconds: float,
         log: metrics.RunLog,
-        sheet: Timesheet,
+        shares: Mapping[str, float],
+        ago_s: float = 0.0,
     ) -> Means:
-        names, sums = self._parts.program.sum_names, self._pending
-        values, shares = metrics.means(names, sums), sheet.take()
+        names, sums, seconds = self._parts.program.sum_names, self._pending, self._pending_s
+        values = metrics.means(names, sums)
         log.train(
             self._row(step)
             | {"batch_loss": metrics.means(names, progress.last)["loss"], **values}
             | {"gradient_norm": progress.gradient_norm}
             | {"examples_per_second": float(sums[names.index("weight")]) / max(seconds, 1e-9)},
-            also=lambda: {
-                "learning_rate": optimizers.last_rate(self._parts.optimizer),
+            also={
+                "learning_rate": progress.learning_rate,
                 **{f"time_in_{name}": share for name, share in shares.items()},
             },
             waiting=shares["input"],
+            ago_s=ago_s,
         )
-        self._pending = np.zeros(len(names))
+        self._pending, self._pending_s = np.zeros(len(names)), 0.0
         return values
 
     def _row(self, step: int) -> Row:

@@ -248,16 +248,22 @@ class RunLog:
             yield cls(file, board, console)
 
     def train(
-        self, row: Row, also: Callable[[], dict[str, float]] = dict, *, waiting: float = 0.0
+        self,
+        row: Row,
+        also: Mapping[str, float] | None = None,
+        *,
+        waiting: float = 0.0,
+        ago_s: float = 0.0,
     ) -> None:
         """A line of training: means since the line before, and the last batch's own loss.
 
         Args:
-          also: returns further numbers, for TensorBoard alone.
+          also: further numbers, for TensorBoard alone.
           waiting: the share of the time in which the input had nothing; the line tells if it is
             one that matters.
+          ago_s: since when the line has been due.
         """
-        self._write("train", row, also)
+        self._write("train", row, also, ago_s)
         slow = f", {100 * waiting:.0f} % of the time waiting for input"
         self._line(
             f"epoch {row['epoch']}  step {row['step']:,}  batch loss {row['batch_loss']:.4f}"
@@ -290,12 +296,14 @@ class RunLog:
         if self._file is not None:
             self._file.sync()
 
-    def _write(self, kind: str, row: Row, also: Callable[[], dict[str, float]] = dict) -> None:
-        row = {"kind": kind, **row, "time": self._clock()}
+    def _write(
+        self, kind: str, row: Row, also: Mapping[str, float] | None = None, ago_s: float = 0.0
+    ) -> None:
+        row = {"kind": kind, **row, "time": self._clock() - ago_s}
         if self._file is not None:
             self._file.write(row)
         if self._board is not None:
-            self._board.write(row | also())
+            self._board.write({**row, **(also or {})})
 
     def _line(self, text: str) -> None:
         if self._console is not None:

@@ -219,10 +219,10 @@ def averaged_weights(
         swap()
 
 
-def last_rate(optimizer: keras.optimizers.Optimizer) -> float:
-    """The learning rate of the last update; Keras itself tells that of the next one."""
+def last_rate(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
+    """[] float32, the learning rate of the last update; Keras itself tells that of the next one."""
     rate = optimizer._learning_rate
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         rate = rate(tf.convert_to_tensor(optimizer.iterations.value) - 1)
     # A mirrored variable is no number by itself.
-    return float(tf.convert_to_tensor(getattr(rate, "value", rate)))
+    return tf.cast(tf.convert_to_tensor(getattr(rate, "value", rate)), tf.float32)

@@ -1,4 +1,4 @@
-"""Pace: how many steps a call of the loop should make, and how long the steps took."""
+"""Pace: how many steps a call of the loop should make."""
 
 import contextlib
 import time
@@ -16,6 +16,7 @@ class Pace:
       clock: a clock in seconds.
 
     Attributes:
+      seconds: that the last call took.
       wish: what a call should make by this process's own clock. With several workers it is the
         chief's that counts, and it arrives with the call before; see `step.TrainLoop`.
     """
@@ -28,8 +29,7 @@ class Pace:
         self._fixed = fixed
         self._clock = clock
         self._calls = 0
-        self._last_s = 0.0
-        self._total_s = 0.0
+        self.seconds = 0.0
         self.wish = fixed or self._FIRST
 
     @contextlib.contextmanager
@@ -37,18 +37,12 @@ class Pace:
         """Around a call of the loop."""
         begin = self._clock()
         yield
-        self._last_s = self._clock() - begin
-        self._total_s += self._last_s
+        self.seconds = self._clock() - begin
 
     def done(self, steps: int) -> None:
         """After a call that made so many steps."""
         self._calls += 1
         if self._fixed is None and self._calls > 1:  # the first call traces and compiles
             self.wish = min(
-                self._MOST, max(1, int(self._TARGET_S * steps / max(self._last_s, 1e-6)))
+                self._MOST, max(1, int(self._TARGET_S * steps / max(self.seconds, 1e-6)))
             )
-
-    def take_seconds(self) -> float:
-        """The seconds in calls since this was asked last."""
-        seconds, self._total_s = self._total_s, 0.0
-        return seconds

@@ -5,7 +5,6 @@ Each replica computes its part of the global batch's gradients and sums. Where t
 on every replica. So the result does not depend on how the batch was divided.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,13 +14,10 @@ import tensorflow as tf
 
 from dist_train import reduction
 from dist_train.agreement import agree, weight_hash
-from dist_train.optimizers import update_locally
+from dist_train.optimizers import last_rate, update_locally
 from dist_train.program import Program
+from dist_train.progress import SIGNALS, Progress, record, record_size
 
-# The sums end with what all workers must know in the same step: the chief's proposal for the
-# length of the next call, the count of workers that were asked to stop, and the sums of the weight
-# hashes and of their squares.
-_SIGNALS = 4
 _TIMED_REDUCTIONS = 20
 
 
@@ -53,14 +49,20 @@ class LossScale:
 class TrainLoop:
     """Many training steps per call, on all replicas.
 
+    A call tells of its steps line by line of the log: a call for each line costs as much as 15 to
+    40 steps of a small model.
+
     Args:
       strategy: of which `program` and `optimizer` were made in the scope.
       program: what to compute.
       optimizer: built for the model's trainable variables.
+      log_steps: how many steps a line is about.
       loss_scale: for float16, or None.
       skip_not_finite: whether a step whose loss or gradient is not finite leaves no trace.
       jit_compile: whether XLA compiles the step; with one replica, the loop as a whole.
     """
+
+    MOST_LINES = 256  # a call can tell of
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class TrainLoop:
         program: Program,
         optimizer: keras.optimizers.Optimizer,
         *,
+        log_steps: int,
         loss_scale: LossScale | None = None,
         skip_not_finite: bool = False,
         jit_compile: bool,
@@ -75,6 +78,7 @@ class TrainLoop:
         self._strategy = strategy
         self._program = program
         self._optimizer = optimizer
+        self._log_steps = log_steps
         self._loss_scale = loss_scale
         self._skip = skip_not_finite
         self._replicas = strategy.num_replicas_in_sync
@@ -89,7 +93,7 @@ class TrainLoop:
             if skip_not_finite and variable.dtype.startswith(("float", "bfloat"))
         ]
         self._sums = len(program.sum_names)
-        self._tail = self._sums + _SIGNALS
+        self._tail = self._sums + SIGNALS
         shapes = [*(variable.shape for variable in self._variables), [self._tail]]
         self._reduce = reduction.make(strategy, shapes)
         update_locally(optimizer)
@@ -111,10 +115,17 @@ class TrainLoop:
             self._run = tf.function(self._loop(self._distributed_step), autograph=False)
 
     def __call__(
-        self, data: Any, chunk: Any, start: int, stop: int, next_steps: int = 0
-    ) -> "Progress":
+        self,
+        data: Any,
+        chunk: Any,
+        start: int,
+        stop: int,
+        next_steps: int = 0,
+        *,
+        to_line: int | None = None,
+    ) -> list[Progress]:
         """Runs the steps `start` to `stop` of a chunk; up to the first whose loss is not finite, or
-        in which all are to stop.
+        in which all are to stop; at most as many as MOST_LINES lines are about.
 
         All workers must ask for the same steps: TensorFlow matches their collectives by the number
         of the iteration within the call, so calls of different lengths would wait for ever.
@@ -124,12 +135,20 @@ class TrainLoop:
           chunk: see `input.Chunk`, one per replica.
           start, stop: steps within the chunk.
           next_steps: how many steps this worker would like the next call to make.
+          to_line: after how many steps the first line ends, 1 to `log_steps`; None: the latter.
+
+        Returns:
+          What each line is told of; the last one may be about fewer steps.
         """
-        outputs = self._run(
-            data, chunk, tf.constant(start), tf.constant(stop), tf.constant(float(next_steps))
-        )
-        done, sums, tail, norm = (self._first(output).numpy() for output in outputs)
-        return Progress.of(int(done) - start, sums, tail, float(norm), self._replicas)
+        first = start + (to_line or self._log_steps)
+        numbers = (start, min(stop, first + (self.MOST_LINES - 1) * self._log_steps), first)
+        outputs = self._run(data, chunk, *map(tf.constant, numbers), tf.constant(float(next_steps)))
+        done, records = (self._first(output).numpy() for output in outputs)
+        ends = [*range(first, int(done), self._log_steps), int(done)]
+        return [
+            Progress.of(end - begin, values, self._sums, self._replicas)
+            for begin, end, values in zip([start, *ends], ends, records, strict=False)
+        ]
 
     def request_stop(self) -> None:
         """Ends the loop of *every* worker at the same step; at any time, from any thread."""
@@ -171,25 +190,49 @@ class TrainLoop:
 
     def _loop(self, run_step: Callable[..., tuple]) -> Callable[..., tuple]:
         def loop(
-            data: Any, chunk: Any, start: tf.Tensor, stop: tf.Tensor, next_steps: tf.Tensor
+            data: Any,
+            chunk: Any,
+            start: tf.Tensor,
+            stop: tf.Tensor,
+            first: tf.Tensor,
+            next_steps: tf.Tensor,
         ) -> tuple:
-            def healthy(step: tf.Tensor, sums: tf.Tensor, tail: tf.Tensor, last: Any) -> tf.Tensor:
-                del sums, last
+            def healthy(tail: tf.Tensor) -> tf.Tensor:
                 stops, hashes, squares = tail[-3], tail[-2], tail[-1]
                 agreed = agree(self._replicas, hashes, squares)
-                return (step < stop) & tf.math.is_finite(tail[0]) & (stops == 0.0) & agreed
+                return tf.math.is_finite(tail[0]) & (stops == 0.0) & agreed
 
-            def body(step: tf.Tensor, sums: tf.Tensor, tail: tf.Tensor, last: Any) -> tuple:
-                del tail, last
-                tail, last = run_step(data, chunk, step, next_steps, step + 1 == stop)
-                added = tf.where(tf.math.is_finite(tail[0]), tail[: self._sums], 0.0)
-                return step + 1, sums + added, tail, last
+            def line(step: tf.Tensor, tail: tf.Tensor, number: tf.Tensor, records: Any) -> tuple:
+                end = tf.minimum(first + number * self._log_steps, stop)
 
-            carried = self._variables if self._carries_gradient else ()
-            last = [tf.zeros(variable.shape) for variable in carried] or [tf.zeros([])]
-            zeros = (start, tf.zeros([self._sums]), tf.zeros([self._tail]), last)
-            done, sums, tail, last = tf.while_loop(healthy, body, zeros, parallel_iterations=1)
-            return done, sums, tail, tf.linalg.global_norm(last) / tail[1]
+                def body(step: tf.Tensor, sums: tf.Tensor, tail: tf.Tensor, last: Any) -> tuple:
+                    del tail, last
+                    tail, last = run_step(data, chunk, step, next_steps, step + 1 == end)
+                    added = tf.where(tf.math.is_finite(tail[0]), tail[: self._sums], 0.0)
+                    return step + 1, sums + added, tail, last
+
+                carried = self._variables if self._carries_gradient else ()
+                last = [tf.zeros(variable.shape) for variable in carried] or [tf.zeros([])]
+                step, sums, tail, last = tf.while_loop(
+                    lambda step, sums, tail, last: (step < end) & healthy(tail),
+                    body,
+                    (step, tf.zeros([self._sums]), tail, last),
+                    parallel_iterations=1,
+                )
+                norm = tf.linalg.global_norm(last) / tail[1]
+                values = record(sums, tail, norm, last_rate(self._optimizer))
+                return step, tail, number + 1, records.write(number, values)
+
+            records = tf.TensorArray(
+                tf.float32, self.MOST_LINES, element_shape=[record_size(self._sums)]
+            )
+            done, _, _, records = tf.while_loop(
+                lambda step, tail, number, records: (step < stop) & healthy(tail),
+                line,
+                (start, tf.zeros([self._tail]), 0, records),
+                parallel_iterations=1,
+            )
+            return done, records.stack()
 
         return loop
 
@@ -311,42 +354,3 @@ class TrainLoop:
         if self._loss_scale is not None:
             self._loss_scale.update(finite)
         return finite
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """What a call of the loop did.
-
-    Attributes:
-      steps: how many steps were done.
-      sums: [sums] float64, over these steps.
-      last: [sums] float64, of the last step's global batch.
-      gradient_norm: of the step `stop`, if that was reached: the global L2 norm of the gradient of
-        the mean over the global batch, before clipping.
-      next_steps: what the chief would like the next call to make; the same on all workers.
-      stop: whether a worker was asked to stop.
-      diverged: whether the replicas' weights differed before the last step.
-    """
-
-    steps: int
-    sums: np.ndarray
-    last: np.ndarray
-    gradient_norm: float
-    next_steps: int
-    stop: bool
-    diverged: bool
-
-    @classmethod
-    def of(
-        cls, steps: int, sums: np.ndarray, tail: np.ndarray, gradient_norm: float, replicas: int
-    ) -> "Progress":
-        next_steps, stops, hashes, squares = tail[-_SIGNALS:]
-        return cls(
-            steps=steps,
-            sums=sums.astype(np.float64),
-            last=tail[:-_SIGNALS].astype(np.float64),
-            gradient_norm=gradient_norm,
-            next_steps=int(next_steps),
-            stop=bool(stops > 0),
-            diverged=not agree(replicas, hashes, squares),
-        )

@@ -15,11 +15,15 @@ class Timetable:
     checkpoint_secs: float | None = None
 
     def steps_to_next(self, step: int) -> int:
-        """Steps until something must be done between two of them."""
-        periods = [self.log_steps, self.steps_per_epoch]
+        """Steps until something must be done between two of them; a line can wait, see `step`."""
+        periods = [self.steps_per_epoch]
         if self.checkpoint_steps is not None:
             periods.append(self.checkpoint_steps)
         return min(period - step % period for period in periods)
+
+    def steps_to_line(self, step: int) -> int:
+        """Steps until a line of the log is due, from 1."""
+        return self.log_steps - step % self.log_steps
 
     def logs(self, step: int) -> bool:
         """Whether a line of the log is due after `step` steps."""

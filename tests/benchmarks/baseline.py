@@ -61,7 +61,8 @@ def measure(name: str) -> dict[str, float]:
         start = number * train.schedule.chunk_steps
         _, begin, left = train.schedule.locate(start % train.schedule.steps_per_epoch)
         number = (number + 1) % train.schedule.chunks_per_epoch
-        return parts.train_loop(train.data, next(chunks), begin, begin + left).steps
+        lines = parts.train_loop(train.data, next(chunks), begin, begin + left)
+        return sum(progress.steps for progress in lines)
 
     products = Products(Workload(batch=config.batch_size))
 

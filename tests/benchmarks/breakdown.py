@@ -94,7 +94,7 @@ def measure(strategy_name: str, devices: int, size: str) -> dict[str, float]:
     for _ in range(_TURNS):
         for kind, (loop, data, chunk) in loops.items():
             begin = time.perf_counter()
-            done = loop(data, chunk, 0, steps).steps
+            done = sum(progress.steps for progress in loop(data, chunk, 0, steps))
             if done != steps:
                 raise AssertionError(f"{kind}: {done} steps of {steps}")
             times[kind].append((time.perf_counter() - begin) / done)

@@ -117,17 +117,24 @@ def mirrored(devices):
 
 
 def step_of(devices):
-    """(nodes of a call of the training loop, nodes of its step, those of all its functions)"""
+    """(nodes of a call of the training loop and of a line, those of a step, of all functions)"""
     parts = mirrored(devices)
     inputs = parts.inputs["train"]
+    numbers = [tf.constant(number) for number in (0, 1, 200, 0.0)]
     loop = parts.train_loop._run.get_concrete_function(
-        inputs.data, next(inputs.chunks(0)), tf.constant(0), tf.constant(1), tf.constant(0.0)
+        inputs.data, next(inputs.chunks(0)), *numbers
     )
     graph = loop.graph.as_graph_def()
     functions = {f.signature.name: f.node_def for f in graph.library.function}
-    bodies = [n.attr["body"].func.name for n in graph.node if n.op in ("While", "StatelessWhile")]
-    assert len(bodies) == 1
-    return graph.node, functions[bodies[0]], [n for nodes in functions.values() for n in nodes]
+    [line] = bodies(graph.node)
+    [step] = bodies(functions[line])
+    call = [*graph.node, *functions[line]]
+    return call, functions[step], [n for nodes in functions.values() for n in nodes]
+
+
+def bodies(nodes):
+    """The names of the functions that loops among these nodes repeat."""
+    return [n.attr["body"].func.name for n in nodes if n.op in ("While", "StatelessWhile")]
 
 
 def collectives(nodes):

@@ -211,12 +211,13 @@ def test_replicas_that_hold_different_weights_are_found():
         optimizer = keras.optimizers.SGD(0.1)
         optimizer.build(model.trainable_variables)
     program = Program(model=model, loss=slope, metrics={})
-    loop = TrainLoop(strategy, program, optimizer, jit_compile=False)
+    loop = TrainLoop(strategy, program, optimizer, log_steps=10, jit_compile=False)
     x = np.ones((8, 1), np.float32)
     inputs = Input(dist_train.Arrays(x, x[:, 0]), strategy, resident=True, batch_size=4)
     chunk = next(inputs.chunks(0))
-    assert not loop(inputs.data, chunk, 0, 1).diverged
+    [progress] = loop(inputs.data, chunk, 0, 1)
+    assert not progress.diverged
     model.trainable_variables[0].value.values[1].assign([[5.0]])
-    progress = loop(inputs.data, chunk, 0, 2)
+    [progress] = loop(inputs.data, chunk, 0, 2)
     assert progress.diverged
     assert progress.steps == 1

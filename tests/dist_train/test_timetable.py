@@ -31,9 +31,14 @@ def test_a_checkpoint_comes_at_the_end_of_each_epoch_or_as_asked_for():
 
 def test_nothing_that_is_due_is_passed_over():
     plan = Timetable(**PLAN, eval_epochs=1, checkpoint_steps=7)
-    step, reached = 0, set()
+    step, reached = 0, []
     while step < 30:
         step += plan.steps_to_next(step)
-        reached.add(step)
-    due = [s for s in range(1, 31) if plan.logs(s) or plan.validates(s) or plan.saves(s, 0.0)]
-    assert reached >= set(due)
+        reached.append(step)
+    assert reached == [7, 10, 14, 20, 21, 28, 30]
+    assert reached == [s for s in range(1, 31) if plan.validates(s) or plan.saves(s, 0.0)]
+
+
+def test_the_next_line_is_known_from_any_step():
+    plan = Timetable(**PLAN)
+    assert [step + plan.steps_to_line(step) for step in range(9)] == [4, 4, 4, 4, 8, 8, 8, 8, 12]
