@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,18 +12,19 @@ import pytest
 import sshd
 import trajectory
 
+from launch import ports
+
 ROOT = Path(__file__).parents[2]
 
 
+_held = []
+
+
 def free_addresses(count):
-    """'127.0.0.1:port' of so many ports that were free a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    for each in sockets:
-        each.close()
-    return addresses
+    """'127.0.0.1:port' of so many free ports, which nobody else is given while the tests run."""
+    sockets = ports.hold_free(count, ())
+    _held.extend(sockets)
+    return [f"127.0.0.1:{ports.number(each)}" for each in sockets]
 
 
 def environment(addresses=None, index=0):
@@ -107,6 +107,8 @@ def new_group():
     yield make
     for each in started:
         each.end()
+    while _held:
+        _held.pop().close()
 
 
 @pytest.fixture

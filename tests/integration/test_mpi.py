@@ -20,8 +20,8 @@ SAY = """
 import json, os, socket
 from dist_train.environments import find_cluster
 cluster = find_cluster(os.environ, "multi_worker", 20.0)
-line = json.dumps([cluster.index, socket.gethostname(), cluster.addresses])
-os.write(1, line.encode() + b"\\n")  # at once, or those of several ranks get mixed
+line = "RANK " + json.dumps([cluster.index, socket.gethostname(), cluster.addresses]) + "\\n"
+os.write(1, line.encode())  # at once, or those of several ranks get mixed
 """
 NETWORK = "10.77.0.0/24"
 # mpirun finds Slurm's programs, and would ask them; and it refuses to run as root, unasked.
@@ -99,8 +99,9 @@ def launch(*flags, command=WORKER):
 def said(process):
     """What each rank said of itself, by rank."""
     assert process.wait(60) == 0, process.log.read_text()
-    lines = [line for line in process.log.read_text().splitlines() if line.startswith("[")]
-    return sorted(json.loads(line) for line in lines)
+    # Among them mpirun may say something of its own.
+    found = re.findall("^RANK (.*)", process.log.read_text(), re.MULTILINE)
+    return sorted(json.loads(line) for line in found)
 
 
 @openmpi
