@@ -185,7 +185,9 @@ class Config:
         " auto: resident where they fit.",
         choices=("auto", "resident", "stream"),
     )
-    log_steps: int = _setting(200, "Steps between two lines of the log.", lower=1)
+    log_steps: int = _setting(
+        200, "Steps between two lines of the log. They come when a compiled call ends.", lower=1
+    )
     eval_epochs: int = _setting(1, "Epochs between two validations; 0: none.", lower=0)
     workdir: str | None = _setting(
         None,

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 class Pace:
     """Chooses the steps of the next call: about a second's worth.
 
-    A call cannot be interrupted, and a bar must move; but each call costs a millisecond. The
-    numbers of the training do not depend on it.
+    A call cannot be interrupted, and its lines of the log come at its end; but each costs a
+    millisecond. It begins with single steps: they may be slow ones. The numbers of the training do
+    not depend on it.
 
     Args:
       fixed: steps per call, or None to adapt.
@@ -23,14 +24,13 @@ class Pace:
 
     _TARGET_S = 1.0
     _MOST = 1 << 20  # a float32 carries it to the other workers
-    _FIRST = 16
 
     def __init__(self, fixed: int | None, clock: Callable[[], float] = time.perf_counter):
         self._fixed = fixed
         self._clock = clock
         self._calls = 0
         self.seconds = 0.0
-        self.wish = fixed or self._FIRST
+        self.wish = fixed or 1
 
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:

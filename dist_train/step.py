@@ -78,7 +78,7 @@ class TrainLoop:
         self._strategy = strategy
         self._program = program
         self._optimizer = optimizer
-        self._log_steps = log_steps
+        self._log_steps = min(log_steps, 1 << 30)  # its sums are int32; no chunk is that long
         self._loss_scale = loss_scale
         self._skip = skip_not_finite
         self._replicas = strategy.num_replicas_in_sync
@@ -140,7 +140,7 @@ class TrainLoop:
         Returns:
           What each line is told of; the last one may be about fewer steps.
         """
-        first = start + (to_line or self._log_steps)
+        first = min(stop, start + (to_line or self._log_steps))
         numbers = (start, min(stop, first + (self.MOST_LINES - 1) * self._log_steps), first)
         outputs = self._run(data, chunk, *map(tf.constant, numbers), tf.constant(float(next_steps)))
         done, records = (self._first(output).numpy() for output in outputs)
@@ -247,7 +247,7 @@ class TrainLoop:
 
         Returns:
           The reduced sums and signals; tensors with the global norm of the reduced gradient, if the
-          step is the last of the call.
+          step is the last of a line.
         """
         # Out here: XLA would copy all resident examples at each call of what it compiles per step.
         examples, ids = chunk.batch(step, data)

@@ -136,6 +136,12 @@ def test_a_line_ends_after_its_steps_or_with_the_call(strategy, start, stop, to_
 
 
 @each_strategy
+def test_a_line_may_never_be_due(tmp_path, strategy, told):
+    train(tmp_path, log_steps=10**12, steps_per_loop=1000, **strategy)
+    assert told == [[13], [13]]
+
+
+@each_strategy
 @pytest.mark.parametrize("bad", [0, 3, 4, 9])
 def test_the_lines_before_a_loss_that_is_not_finite_are_told(tmp_path, strategy, bad, told):
     def loss(y, outputs):

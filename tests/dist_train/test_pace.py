@@ -25,12 +25,14 @@ def test_a_fixed_number_stays():
         assert pace.wish == 7
 
 
-def test_the_first_call_which_compiles_does_not_count():
+def test_steps_are_single_until_one_has_been_timed_without_compiling():
     clock = _Clock()
     pace = Pace(None, clock)
-    first = pace.wish
-    _call(pace, clock, first, 30.0)
-    assert pace.wish == first
+    assert pace.wish == 1
+    _call(pace, clock, 1, 30.0)
+    assert pace.wish == 1
+    _call(pace, clock, 1, 0.25)
+    assert pace.wish == 4
 
 
 @pytest.mark.parametrize(
