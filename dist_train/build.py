@@ -120,6 +120,7 @@ class Parts:
                 batch_size=config.batch_size,
                 seed=config.seed,
                 shuffle=config.shuffle and kind == "train",
+                alike=self._replicas > local_replicas,
             )
             for kind, source in sources.items()
         }

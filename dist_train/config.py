@@ -172,7 +172,10 @@ class Config:
         upper=2**31 - 1,
     )  # fmt: skip
     steps_per_loop: int | None = _setting(
-        None, "Steps per compiled call. Default: auto, about a second's worth.", lower=1
+        None,
+        "Steps per compiled call, whose end a stop waits for in one process. Default: auto, about"
+        " a second's worth.",
+        lower=1,
     )
     jit_compile: str = _setting(
         "auto",

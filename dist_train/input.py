@@ -69,6 +69,8 @@ class Input:
       strategy: whose replicas read them.
       resident: whether they live on every device, or are streamed.
       batch_size, seed, shuffle: see Schedule.
+      alike: whether others that read the same source, resident or not, must get the same chunks: a
+        call of the loop ends with one, an evaluation has a collective for each.
 
     Attributes:
       schedule: which examples each step sees.
@@ -85,6 +87,7 @@ class Input:
         batch_size: int,
         seed: int = 0,
         shuffle: bool = False,
+        alike: bool = False,
     ):
         if len(source) > _MAX_EXAMPLES:
             raise UsageError(f"{len(source)} examples; more than {_MAX_EXAMPLES} are not supported")
@@ -92,7 +95,8 @@ class Input:
         self._strategy = strategy
         self.resident = resident
         steps = math.ceil(len(source) / batch_size)
-        limit = _RESIDENT_CHUNK_STEPS if resident else self._stream_steps(batch_size)
+        limits = {True: _RESIDENT_CHUNK_STEPS, False: self._stream_steps(batch_size)}
+        limit = min(limits.values()) if alike else limits[resident]
         self.schedule = Schedule(
             examples=len(source),
             batch_size=batch_size,

@@ -195,7 +195,7 @@ class _Loop:
         pace, sheet = Pace(config.steps_per_loop), Timesheet(_SHARES)
         reduction_s: float | None = None
         call_steps = pace.wish
-        self._pending, self._pending_s = parts.pending.numpy(), 0.0
+        self._tally = self._restored_tally()
         folder = None if self._workdir is None else self._workdir.tensorboard
         profile = Profile(config.profile_range, folder)
         results: dict[str, Means] = {}
@@ -211,17 +211,19 @@ class _Loop:
                 with sheet.on("input"), watchdog.bound(config.stall_timeout_s, _SLOW_INPUT):
                     chunk, current = next(chunks), number
             profile.reach(step)
-            count = min(left, times.steps_to_next(step), call_steps, profile.steps_to_next(step))
+            to_line = times.steps_to_line(step)
+            count = min(
+                left,
+                times.steps_to_next(step),
+                call_steps,
+                profile.steps_to_next(step),
+                parts.train_loop.most_steps(to_line),
+            )
             with self._workers.together(f"steps {step + 1} to {step + count}"), pace.call():
                 lines = parts.train_loop(
-                    train.data,
-                    chunk,
-                    begin,
-                    begin + count,
-                    pace.wish,
-                    to_line=times.steps_to_line(step),
+                    train.data, chunk, begin, begin + count, pace.wish, to_line=to_line
                 )
-            done = sum(progress.steps for progress in lines)
+            done, last = sum(progress.steps for progress in lines), lines[-1]
             pace.done(done)
             if reduction_s is None:  # only now do all workers have their first step behind them
                 with self._workers.together("the timing of the reduction"):
@@ -236,15 +238,14 @@ class _Loop:
             for progress in lines:
                 step += progress.steps
                 to_tell -= progress.steps
-                self._pending += progress.sums
-                self._pending_s += pace.seconds * progress.steps / done
+                self._tally.add(progress.sums, pace.seconds * progress.steps / done)
                 if self._divergence.check(step, progress):
                     self._rewind(step, progress.last[0])
                 if times.logs(step):
                     shares = shares or sheet.take()
                     ago_s = pace.seconds * to_tell / done
                     results["train"] = self._log_train(step, progress, log, shares, ago_s)
-            call_steps = progress.next_steps
+            call_steps = last.next_steps
             best = False
             if times.validates(step):
                 with sheet.on("evaluation"):
@@ -255,10 +256,10 @@ class _Loop:
                     best = self._state.is_best(values, step)
             over = self._state.is_over(step)
             if over and not times.logs(step):
-                results["train"] = self._log_train(step, progress, log, sheet.take())
-            stop = self._must_stop(progress) and not over
+                results["train"] = self._log_train(step, last, log, sheet.take())
+            stop = self._must_stop(last) and not over
             if over or stop or best or times.saves(step, time.monotonic() - saved):
-                parts.pending.assign(self._pending)
+                parts.pending.assign(self._tally.sums)
                 with sheet.on("saving"):
                     self._state.save(step, best=best)
                 saved = time.monotonic()
@@ -301,12 +302,15 @@ class _Loop:
 
     def _rewind(self, step: int, loss: float) -> None:
         restored = self._state.rewind(step)
-        self._pending = self._parts.pending.numpy()
+        self._tally = self._restored_tally()
         logging.log(
             logging.WARNING if self._workers.is_chief else logging.DEBUG,
             "the loss of step %s is %s: back to the weights of step %s, and on with step %s",
             step, loss, restored, step + 1,
         )  # fmt: skip
+
+    def _restored_tally(self) -> metrics.Tally:
+        return metrics.Tally(self._parts.program.sum_names, self._parts.pending.numpy())
 
     def _must_stop(self, progress: Progress) -> bool:
         # With several workers only what came through the collective counts: all see it at once.
@@ -356,13 +360,14 @@ class _Loop:
         shares: Mapping[str, float],
         ago_s: float = 0.0,
     ) -> Means:
-        names, sums, seconds = self._parts.program.sum_names, self._pending, self._pending_s
-        values = metrics.means(names, sums)
+        names = self._parts.program.sum_names
+        tally, self._tally = self._tally, metrics.Tally(names)
+        values = tally.means()
         log.train(
             self._row(step)
             | {"batch_loss": metrics.means(names, progress.last)["loss"], **values}
             | {"gradient_norm": progress.gradient_norm}
-            | {"examples_per_second": float(sums[names.index("weight")]) / max(seconds, 1e-9)},
+            | {"examples_per_second": tally.examples_per_second()},
             also={
                 "learning_rate": progress.learning_rate,
                 **{f"time_in_{name}": share for name, share in shares.items()},
@@ -370,7 +375,6 @@ class _Loop:
             waiting=shares["input"],
             ago_s=ago_s,
         )
-        self._pending, self._pending_s = np.zeros(len(names)), 0.0
         return values
 
     def _row(self, step: int) -> Row:

@@ -35,6 +35,37 @@ def means(names: Sequence[str], sums: np.ndarray) -> dict[str, float]:
     }
 
 
+class Tally:
+    """The sums since the last line of the log, and the time that their steps took.
+
+    Args:
+      names: of the sums; see `means`.
+      sums: [len(names)] float64 to go on from, whose time is not known; None: zeros.
+    """
+
+    def __init__(self, names: Sequence[str], sums: np.ndarray | None = None):
+        self._names = names
+        self.sums = np.zeros(len(names)) if sums is None else sums
+        self._seconds = 0.0
+        self._untimed = self._examples()
+
+    def add(self, sums: np.ndarray, seconds: float) -> None:
+        """Further steps."""
+        self.sums = self.sums + sums
+        self._seconds += seconds
+
+    def means(self) -> dict[str, float]:
+        """Over all examples."""
+        return means(self._names, self.sums)
+
+    def examples_per_second(self) -> float:
+        """Of those whose time is known."""
+        return (self._examples() - self._untimed) / max(self._seconds, 1e-9)
+
+    def _examples(self) -> float:
+        return float(self.sums[list(self._names).index("weight")])
+
+
 def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics.jsonl; a torn last line, which a crash leaves, is passed over."""
     rows = []
@@ -261,7 +292,7 @@ class RunLog:
           also: further numbers, for TensorBoard alone.
           waiting: the share of the time in which the input had nothing; the line tells if it is
             one that matters.
-          ago_s: since when the line has been due.
+          ago_s: how many seconds ago the line was due.
         """
         self._write("train", row, also, ago_s)
         slow = f", {100 * waiting:.0f} % of the time waiting for input"

@@ -223,6 +223,9 @@ def last_rate(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
     """[] float32, the learning rate of the last update; Keras itself tells that of the next one."""
     rate = optimizer._learning_rate
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-        rate = rate(tf.convert_to_tensor(optimizer.iterations.value) - 1)
+        # Keras asks it so too. There was none yet if all steps were left out.
+        rate = rate(tf.maximum(tf.convert_to_tensor(optimizer._iterations.value) - 1, 0))
+    elif callable(rate):
+        rate = rate()
     # A mirrored variable is no number by itself.
     return tf.cast(tf.convert_to_tensor(getattr(rate, "value", rate)), tf.float32)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 class Pace:
     """Chooses the steps of the next call: about a second's worth.
 
-    A call cannot be interrupted, and its lines of the log come at its end; but each costs a
-    millisecond. It begins with single steps: they may be slow ones. The numbers of the training do
-    not depend on it.
+    A call cannot be interrupted, and its lines of the log come at its end; but each call costs a
+    millisecond. The first ones are single steps, as they may be slow. The numbers of the training
+    do not depend on it.
 
     Args:
       fixed: steps per call, or None to adapt.

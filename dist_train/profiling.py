@@ -11,11 +11,12 @@ class Profile:
 
     Args:
       steps: (first, last), or None: nothing is profiled.
-      folder: where TensorBoard looks.
+      folder: where TensorBoard looks; None on workers other than the chief, whose calls end at the
+        same steps nevertheless.
     """
 
     def __init__(self, steps: tuple[int, int] | None, folder: Path | None):
-        self._bounds = steps if steps is not None and folder is not None else ()
+        self._bounds = steps or ()
         self._folder = folder
         self._running = False
 
@@ -25,7 +26,7 @@ class Profile:
 
     def reach(self, step: int) -> None:
         """To be called between two calls of the loop, at each boundary at least."""
-        if not self._bounds:
+        if not self._bounds or self._folder is None:
             return
         first, last = self._bounds
         if not self._running and first <= step < last:

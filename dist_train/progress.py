@@ -33,8 +33,8 @@ class Progress:
       steps: how many steps were done.
       sums: [sums] float64, over these steps.
       last: [sums] float64, of the last step's global batch.
-      gradient_norm: of the last step, if that was reached: the global L2 norm of the gradient of
-        the mean over the global batch, before clipping.
+      gradient_norm: of the last step, if the line was not cut short: the global L2 norm of the
+        gradient of the mean over the global batch, before clipping.
       learning_rate: of the last update.
       next_steps: what the chief would like the next call to make; the same on all workers.
       stop: whether a worker was asked to stop.

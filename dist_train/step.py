@@ -19,6 +19,7 @@ from dist_train.program import Program
 from dist_train.progress import SIGNALS, Progress, record, record_size
 
 _TIMED_REDUCTIONS = 20
+_MOST_LINES = 256  # of a call
 
 
 class LossScale:
@@ -61,8 +62,6 @@ class TrainLoop:
       skip_not_finite: whether a step whose loss or gradient is not finite leaves no trace.
       jit_compile: whether XLA compiles the step; with one replica, the loop as a whole.
     """
-
-    MOST_LINES = 256  # a call can tell of
 
     def __init__(
         self,
@@ -125,15 +124,16 @@ class TrainLoop:
         to_line: int | None = None,
     ) -> list[Progress]:
         """Runs the steps `start` to `stop` of a chunk; up to the first whose loss is not finite, or
-        in which all are to stop; at most as many as MOST_LINES lines are about.
+        in which all are to stop.
 
-        All workers must ask for the same steps: TensorFlow matches their collectives by the number
-        of the iteration within the call, so calls of different lengths would wait for ever.
+        All workers must ask for the same steps: TensorFlow matches their collectives by the numbers
+        of the line and of the step within the call, so calls of different lengths would wait for
+        ever.
 
         Args:
           data: the resident examples, or ().
           chunk: see `input.Chunk`, one per replica.
-          start, stop: steps within the chunk.
+          start, stop: steps within the chunk; at most `most_steps`.
           next_steps: how many steps this worker would like the next call to make.
           to_line: after how many steps the first line ends, 1 to `log_steps`; None: the latter.
 
@@ -141,14 +141,18 @@ class TrainLoop:
           What each line is told of; the last one may be about fewer steps.
         """
         first = min(stop, start + (to_line or self._log_steps))
-        numbers = (start, min(stop, first + (self.MOST_LINES - 1) * self._log_steps), first)
-        outputs = self._run(data, chunk, *map(tf.constant, numbers), tf.constant(float(next_steps)))
+        numbers = map(tf.constant, (start, stop, first, float(next_steps)))
+        outputs = self._run(data, chunk, *numbers)
         done, records = (self._first(output).numpy() for output in outputs)
         ends = [*range(first, int(done), self._log_steps), int(done)]
         return [
             Progress.of(end - begin, values, self._sums, self._replicas)
             for begin, end, values in zip([start, *ends], ends, records, strict=False)
         ]
+
+    def most_steps(self, to_line: int) -> int:
+        """How many steps a call can tell of whose first line ends after `to_line` of them."""
+        return to_line + (_MOST_LINES - 1) * self._log_steps
 
     def request_stop(self) -> None:
         """Ends the loop of *every* worker at the same step; at any time, from any thread."""
@@ -224,7 +228,7 @@ class TrainLoop:
                 return step, tail, number + 1, records.write(number, values)
 
             records = tf.TensorArray(
-                tf.float32, self.MOST_LINES, element_shape=[record_size(self._sums)]
+                tf.float32, _MOST_LINES, element_shape=[record_size(self._sums)]
             )
             done, _, _, records = tf.while_loop(
                 lambda step, tail, number, records: (step < stop) & healthy(tail),

@@ -15,7 +15,7 @@ class Timetable:
     checkpoint_secs: float | None = None
 
     def steps_to_next(self, step: int) -> int:
-        """Steps until something must be done between two of them; a line can wait, see `step`."""
+        """Steps until something must be done between two of them; no line, see TrainLoop."""
         periods = [self.steps_per_epoch]
         if self.checkpoint_steps is not None:
             periods.append(self.checkpoint_steps)

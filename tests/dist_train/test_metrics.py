@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_train.metrics import Console, MetricsFile, RunLog, means, read_rows
+from dist_train.metrics import Console, MetricsFile, RunLog, Tally, means, read_rows
 
 _FUZZ = settings(max_examples=150)
 
@@ -117,6 +117,21 @@ class _Sink:
 
     def write(self, row):
         self.rows.append(row)
+
+
+def test_a_tally_gives_means_over_all_and_the_rate_of_what_was_timed():
+    names = ("loss", "weight")
+    fresh = Tally(names)
+    assert fresh.examples_per_second() == 0.0
+    fresh.add(np.array([6.0, 8.0]), 2.0)
+    fresh.add(np.array([2.0, 4.0]), 1.0)
+    assert fresh.means() == {"loss": 8 / 12}
+    assert fresh.examples_per_second() == 4.0
+    resumed = Tally(names, np.array([1.0, 4.0]))
+    assert resumed.examples_per_second() == 0.0
+    resumed.add(np.array([5.0, 8.0]), 2.0)
+    assert resumed.means() == {"loss": 6 / 12}
+    assert resumed.examples_per_second() == 4.0
 
 
 def test_every_sink_gets_the_row_with_kind_and_time():

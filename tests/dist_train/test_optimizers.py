@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from dist_train import UsageError, optimizers
-from dist_train.optimizers import WarmupSchedule, make
+from dist_train.optimizers import WarmupSchedule, last_rate, make
 
 _PEAK, _TOTAL = 0.3, 1000
 
@@ -55,6 +55,34 @@ def test_a_schedule_is_restored_from_its_config():
     again = copy._learning_rate
     assert isinstance(again, WarmupSchedule)
     assert again.get_config() == schedule.get_config()
+
+
+class _Table(keras.optimizers.schedules.LearningRateSchedule):
+    """Knows of no step before the first."""
+
+    def __call__(self, step):
+        return tf.gather(tf.constant([0.5, 0.25, 0.125]), tf.cast(step, tf.int32))
+
+
+@pytest.mark.parametrize(
+    ("rate", "further", "rates"),
+    [
+        (0.5, {}, [0.5, 0.5, 0.5]),
+        (lambda: 0.5, {}, [0.5, 0.5, 0.5]),
+        (_Table(), {}, [0.5, 0.5, 0.25]),
+        (_Table(), {"gradient_accumulation_steps": 2}, [0.5, 0.5, 0.25]),
+    ],
+    ids=["number", "function", "schedule", "accumulated"],
+)
+def test_the_rate_of_the_last_update_is_known_whatever_gives_it(rate, further, rates):
+    optimizer = keras.optimizers.SGD(rate, **further)
+    weight = keras.Variable([1.0])
+    optimizer.build([weight])
+    found = [float(last_rate(optimizer))]
+    for _ in range(2):
+        optimizer.apply([tf.constant([1.0])])
+        found.append(float(last_rate(optimizer)))
+    assert found == rates
 
 
 def test_an_optimizer_takes_the_rate_of_its_update():

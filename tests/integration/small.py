@@ -139,6 +139,19 @@ def normalized():
     return dataclasses.replace(task(), model=model)
 
 
+def large():
+    """Examples of a MiB, of which 32 are a chunk where they stream, and not where they do not."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (84, 1 << 20), np.uint8), rng.integers(0, 2, 84, np.int32)
+    return dist_train.Task(
+        model=lambda: keras.Sequential([keras.Input((16,)), keras.layers.Dense(2)]),
+        train=dist_train.Arrays(x[:44], y[:44]),
+        validation=dist_train.Arrays(x[44:], y[44:]),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        preprocess=lambda x, y, seed: (tf.cast(x[:, :16], tf.float32) / 255.0, y),
+    )
+
+
 class _Paced:
     """Examples that take so many seconds a read: of a worker's share of an epoch, or of a part."""
 

@@ -92,6 +92,32 @@ def test_six_workers_that_add_in_two_rings_follow_the_trajectory_of_one_process(
 
 
 @pytest.mark.slow
+def test_workers_that_stream_keep_step_with_those_that_do_not(group, tmp_path, addresses):
+    command = ["-m", "dist_train", f"--task={of_small('large')}", "--batch_size=4", "--epochs=2"]
+    # Where streamed a chunk is 8 steps of 11 and of 10; a call, and an evaluation, ends with one.
+    command += ["--eval_epochs=1", "--log_steps=1", "--learning_rate=0.1", "--steps_per_loop=1000"]
+    group.start([*command, "--workdir=one"])
+    assert group.wait() == [0], group.output(0)
+    group.next_round()
+    command += ["--strategy=multi_worker", "--workdir=two", "--stall_timeout_s=30"]
+    cluster = addresses(2)
+    for index, mode in enumerate(("resident", "stream")):
+        group.start([*command, f"--input={mode}"], cluster, index)
+    assert group.wait() == [0, 0], group.output(0) + group.output(1)
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_the_steps_that_the_chief_profiles_are_calls_of_all(group, tmp_path):
+    command = [*TRAIN, "--epochs=1", "--profile_steps=3,5", "--steps_per_loop=1000"]
+    group.start_all(
+        2, [*command, "--strategy=multi_worker", "--workdir=run", "--stall_timeout_s=30"]
+    )
+    assert group.wait() == [0, 0], group.output(0) + group.output(1)
+    assert list((tmp_path / "run" / "tensorboard").glob("plugins/profile/*/*.xplane.pb"))
+
+
+@pytest.mark.slow
 def test_workers_leave_together_without_a_word_about_unhealthy_peers(group):
     command = [*TRAIN, "--strategy=multi_worker", "--workdir=run", "--epochs=1"]
     group.start_all(2, command)
