@@ -91,7 +91,9 @@ class Parts:
             skip_not_finite=config.on_nan == "skip",
             jit_compile=self._jit,
         )
-        self.evaluation = make_evaluation(strategy, self.program)
+        self.evaluation = make_evaluation(
+            strategy, self.program, overlap=self._replicas == 1 and not _on_gpu()
+        )
         with tf.device("CPU:0"):
             zeros = np.zeros(len(self.program.sum_names))
             self.pending = tf.Variable(zeros, trainable=False, name="pending")

@@ -8,23 +8,40 @@ import tensorflow as tf
 
 from dist_train.program import Program
 
+# Operations on a state that they leave as it is.
+_READS = ("ReadVariableOp", "ResourceGather")
+
 
 def make_evaluation(
-    strategy: tf.distribute.Strategy, program: Program
+    strategy: tf.distribute.Strategy, program: Program, *, overlap: bool
 ) -> Callable[..., np.ndarray]:
     """fn(data, chunk, steps) -> [sums] float64 over the first `steps` steps of a chunk.
 
     Not compiled by XLA: an evaluation runs for less time than its compilation would take. One
     collective per call.
+
+    Args:
+      overlap: whether a step may begin before the one before has ended, if no step changes
+        anything: a small model's operations are each over before a second core has begun.
     """
 
     def replica_sums(data: Any, chunk: Any, steps: tf.Tensor) -> tf.Tensor:
-        def body(step: tf.Tensor, total: tf.Tensor) -> tuple:
+        def sums_of(step: tf.Tensor) -> tf.Tensor:
             examples, ids = chunk.batch(step, data)
-            return step + 1, total + program.sums(examples, ids, None)[1]
+            return program.sums(examples, ids, None)[1]
 
-        start = (tf.constant(0), tf.zeros([len(program.sum_names)]))
-        total = tf.while_loop(lambda step, _: step < steps, body, start, parallel_iterations=1)[1]
+        at_once = 1
+        if overlap and not tf.config.functions_run_eagerly():
+            traced = tf.function(sums_of, autograph=False).get_concrete_function(
+                tf.TensorSpec([], tf.int32)
+            )
+            sums_of, at_once = traced, 1 if _writes(traced.graph) else 2
+        total = tf.while_loop(
+            lambda step, _: step < steps,
+            lambda step, total: (step + 1, total + sums_of(step)),
+            (tf.constant(0), tf.zeros([len(program.sum_names)])),
+            parallel_iterations=at_once,
+        )[1]
         context = tf.distribute.get_replica_context()
         return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(total))
 
@@ -35,4 +52,12 @@ def make_evaluation(
 
     return lambda data, chunk, steps: (
         run(data, chunk, tf.constant(steps)).numpy().astype(np.float64)
+    )
+
+
+def _writes(graph: tf.Graph) -> bool:
+    """Whether an operation may change what another step sees: a counter's, a generator's."""
+    return any(
+        operation.op_def.is_stateful and operation.type not in _READS
+        for operation in graph.get_operations()
     )
