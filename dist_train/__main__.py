@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         config = options.from_flags(flags.FLAGS, argv[1:], saved)
         from dist_train.start import train
 
-        train(None, config)
+        train(None, config, own_process=True)
     except DistTrainError as error:
         return _report(error, str(error), error.exit_status)
     except KeyboardInterrupt as error:

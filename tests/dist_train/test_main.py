@@ -143,6 +143,27 @@ def test_a_loss_that_is_nan_ends_with_status_1(tmp_path):
     assert done.stderr.strip().splitlines()[-1].startswith("error: the loss of step 2 is nan")
 
 
+@SLOW
+def test_the_collector_leaves_tensorflow_alone_where_the_process_is_the_run_s(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import gc, dist_train, keras, numpy as np\n"
+        "def task():\n"
+        "    print('collects', gc.isenabled(), 'frozen', gc.get_freeze_count() > 100_000)\n"
+        "    x = np.ones((8, 1), np.float32)\n"
+        "    model = lambda: keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])\n"
+        "    return dist_train.Task(model=model, train=dist_train.Arrays(x, x), loss='mse')\n"
+        "if __name__ == '__main__':\n"
+        "    dist_train.train(task, dist_train.Config(batch_size=8, epochs=1))\n"
+    )
+    done = command("--task=mine.py:task", "--batch_size=8", "--epochs=1", cwd=tmp_path)
+    assert "collects True frozen True" in done.stdout, done.stderr
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run(
+        [sys.executable, "mine.py"], cwd=tmp_path, env=environ, capture_output=True, text=True
+    )
+    assert "collects True frozen False" in done.stdout, done.stderr
+
+
 def test_tensorflow_is_not_imported_for_an_error_of_the_interface(tmp_path):
     code = (
         "import sys, dist_train\n"
