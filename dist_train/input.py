@@ -140,11 +140,14 @@ class Input:
             yield from self._first_epoch
             return
         plan, seen = self.schedule, []
+        # Of a stream only what is no more than waits for the next step of the training anyway; a
+        # dataset made anew takes 50 ms, as long as all 10,000 examples of MNIST.
+        keep = self.resident or plan.chunks_per_epoch == 1
         for number, chunk in zip(
             range(plan.chunks_per_epoch), self.chunks(0, once=True), strict=False
         ):
             item = chunk, plan.locate(number * plan.chunk_steps)[2]
-            if self.resident:  # indices alone: small enough to keep
+            if keep:
                 seen.append(item)
             yield item
         self._first_epoch = seen or None

@@ -62,6 +62,32 @@ def test_one_replica_reads_a_source_by_one_thread_at_a_time():
         pass
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize(("chunk_bytes", "evaluations_that_read"), [(None, 1), (0, 3)])
+def test_one_chunk_of_a_stream_is_read_for_the_first_evaluation_only(
+    chunk_bytes, evaluations_that_read, replicas, monkeypatch
+):
+    if chunk_bytes is not None:
+        monkeypatch.setattr("dist_train.input._STREAM_CHUNK_BYTES", chunk_bytes)
+    strategy = _strategy(replicas)
+    inputs = Input(dist_train.Arrays(X, Y), strategy, resident=False, batch_size=64)
+    opened, chunks = [], inputs.chunks
+    monkeypatch.setattr(inputs, "chunks", lambda *a, **kw: opened.append(1) or chunks(*a, **kw))
+    for _ in range(3):
+        sums = 0.0
+        for chunk, _ in inputs.first_epoch():
+            for replica in range(replicas):
+                ids, (x, _) = (
+                    tf.nest.map_structure(
+                        lambda part, r=replica: strategy.experimental_local_results(part)[r], whole
+                    )
+                    for whole in (chunk.ids, chunk.examples)
+                )
+                sums += x.numpy()[ids.numpy().reshape(-1) >= 0].sum()
+        assert sums == X.sum()
+    assert len(opened) == evaluations_that_read
+
+
 def test_two_threads_read_arrays_and_the_chunks_stay_in_order(monkeypatch):
     strategy = tf.distribute.get_strategy()
     inputs = Input(
