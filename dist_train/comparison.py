@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_train import metrics, workdir
+from dist_train import workdir
 from dist_train.errors import RunError, UsageError
-from dist_train.rows import Row, mean_names
+from dist_train.rows import Row, mean_names, read_rows
 
 _NOT_COMPARED = {"workdir"}
 
@@ -33,7 +33,7 @@ class Run:
         place = workdir.Workdir(Path(folder))
         if not place.config.is_file():
             raise UsageError(f"compare={folder} is no workdir of a run: it has no config.json")
-        rows = metrics.read_rows(place.metrics)
+        rows = read_rows(place.metrics)
         if not rows:
             raise UsageError(f"compare={folder} has no rows in metrics.jsonl yet; wait for some")
         return cls(folder, workdir.saved_settings(folder), rows)

@@ -4,10 +4,10 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from dist_train import metrics
 from dist_train.checkpoint import Checkpoints
 from dist_train.errors import RunError, Stopped
-from dist_train.rows import Row
+from dist_train.log import Console, RunLog
+from dist_train.rows import MetricsFile, Row
 from dist_train.stopping import StopRequest
 from dist_train.workdir import Workdir
 
@@ -45,8 +45,8 @@ def follow(
     results: dict[str, dict[str, float]] = {}
     step, newest_at = -1, time.monotonic()
     workdir.path.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(metrics.MetricsFile(workdir.followed, resumed_step=-1)) as file:
-        log = metrics.RunLog(file=file, console=metrics.Console())
+    with contextlib.closing(MetricsFile(workdir.followed, resumed_step=-1)) as file:
+        log = RunLog(file=file, console=Console())
         while not is_over(step):
             if request.signal is not None:
                 raise Stopped(f"by {request.signal.name}; evaluated up to step {step:,}")

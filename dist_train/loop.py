@@ -23,6 +23,7 @@ from dist_train.errors import Stopped, WorkerLost
 from dist_train.examples import digest
 from dist_train.follower import follow
 from dist_train.heartbeat import Heartbeat
+from dist_train.log import RunLog
 from dist_train.outcome import Outcome
 from dist_train.pace import Pace
 from dist_train.profiling import Profile
@@ -183,7 +184,7 @@ class _Loop:
         return self._result(results, step)
 
     def _fit(
-        self, step: int, log: metrics.RunLog, stack: contextlib.ExitStack
+        self, step: int, log: RunLog, stack: contextlib.ExitStack
     ) -> tuple[dict[str, Means], int]:
         """All steps from `step` to the last; the last means of each kind, and the last step.
 
@@ -324,10 +325,10 @@ class _Loop:
     # What is said.
 
     @contextlib.contextmanager
-    def _log(self, step: int) -> Iterator[metrics.RunLog]:
+    def _log(self, step: int) -> Iterator[RunLog]:
         """The chief's log, after a block that says what is about to run; the others' is silent."""
         if self._workdir is None:
-            yield metrics.RunLog()
+            yield RunLog()
             return
         config, count, numbers = self._config, self._workers.count, versions.installed()
         self._workdir.write_config(dataclasses.asdict(config), numbers)
@@ -342,7 +343,7 @@ class _Loop:
             self._workdir.name,
             f", resumed after step {step:,}" if step else "",
         )
-        with metrics.RunLog.opened(
+        with RunLog.opened(
             self._workdir.metrics,
             self._workdir.tensorboard,
             step=step,
@@ -356,7 +357,7 @@ class _Loop:
         self,
         step: int,
         progress: Progress,
-        log: metrics.RunLog,
+        log: RunLog,
         shares: Mapping[str, float],
         ago_s: float = 0.0,
     ) -> Means:

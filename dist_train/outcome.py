@@ -13,7 +13,6 @@ from absl import logging
 from dist_train import (
     curves,
     export,
-    metrics,
     optimizers,
     pictures,
     replicas,
@@ -23,7 +22,8 @@ from dist_train import (
 )
 from dist_train.build import Parts
 from dist_train.config import Config, differences
-from dist_train.rows import Row
+from dist_train.log import RunLog
+from dist_train.rows import Row, read_rows
 from dist_train.task import Task
 from dist_train.workdir import Workdir
 
@@ -63,7 +63,7 @@ class Outcome:
         self,
         step: int,
         results: Mapping[str, Mapping[str, float]],
-        log: metrics.RunLog,
+        log: RunLog,
         beat: Callable[[], None],
     ) -> None:
         """Writes model.keras, saved_model/, curves.png and report.html.
@@ -78,7 +78,7 @@ class Outcome:
         with optimizers.averaged_weights(self._strategy, model, self._parts.optimizer):
             export.write(model, workdir.model, workdir.saved_model)
             shown = self._shown(beat)
-        rows = metrics.read_rows(workdir.metrics)
+        rows = read_rows(workdir.metrics)
         names = [n for n in self._parts.program.sum_names if n not in ("loss", "weight")]
         curves.draw(rows, names, workdir.curves)
         for tag, picture in shown.items():

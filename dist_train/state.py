@@ -11,7 +11,7 @@ from dist_train.build import Parts, load_weights
 from dist_train.checkpoint import Checkpoints, NotFinite
 from dist_train.config import Config
 from dist_train.errors import RunError, UsageError
-from dist_train.metrics import RunLog
+from dist_train.log import RunLog
 from dist_train.storage import opened
 from dist_train.workdir import Workdir
 from dist_train.workers import Workers

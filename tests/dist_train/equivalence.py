@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import dist_train
-from dist_train import metrics
 from dist_train.loop import Result
+from dist_train.rows import read_rows
 
 EXAMPLES, BATCH = 80, 15  # 15 is padded for 2 replicas, and the last batch has 5
 RNG = np.random.default_rng(0)
@@ -36,7 +36,7 @@ def run(workdir, task, **settings) -> Run:
     values = {"batch_size": BATCH, "epochs": 2, "learning_rate": 0.1, "log_steps": 1}
     values["jit_compile"] = "false"  # seconds of compilation each; test_trajectory.py has both
     result = dist_train.train(task, dist_train.Config(workdir=str(workdir), **(values | settings)))
-    rows = metrics.read_rows(Path(workdir) / "metrics.jsonl")
+    rows = read_rows(Path(workdir) / "metrics.jsonl")
     return Run(
         losses=[row["batch_loss"] for row in rows if row["kind"] == "train"],
         norms=[row["gradient_norm"] for row in rows if row["kind"] == "train"],

@@ -9,7 +9,7 @@ import tensorflow as tf
 from equivalence import EXAMPLES, STRATEGIES, X, Y, assert_same, run, runs_alike
 
 import dist_train
-from dist_train import metrics
+from dist_train.rows import read_rows
 
 
 def model():
@@ -121,7 +121,7 @@ def test_early_stopping_ends_at_the_same_step_on_every_strategy(tmp_path):
     exported = keras.saving.load_model(tmp_path / "default" / "model.keras")
     for mine, theirs in zip(exported.get_weights(), found.weights, strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    rows = metrics.read_rows(tmp_path / "default" / "metrics.jsonl")
+    rows = read_rows(tmp_path / "default" / "metrics.jsonl")
     assert [r["step"] for r in rows if r["kind"] == "train"] == [*range(5, 54, 5), 54]
 
 

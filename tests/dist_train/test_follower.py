@@ -2,8 +2,8 @@
 
 import pytest
 
-from dist_train import metrics
 from dist_train.follower import follow
+from dist_train.rows import read_rows
 from dist_train.stopping import StopRequest
 from dist_train.workdir import Workdir
 
@@ -43,4 +43,4 @@ def test_each_checkpoint_counts_once(tmp_path, looks):
     )
     assert step == 40
     assert results == {"validation": {"loss": 1.0}}
-    assert [row["step"] for row in metrics.read_rows(workdir.followed)] == [20, 40]
+    assert [row["step"] for row in read_rows(workdir.followed)] == [20, 40]

@@ -6,9 +6,10 @@ import pytest
 import tensorflow as tf
 
 import dist_train
-from dist_train import metrics, replicas
+from dist_train import replicas
 from dist_train.build import Parts
-from dist_train.metrics import RunLog
+from dist_train.log import RunLog
+from dist_train.rows import read_rows
 from dist_train.step import TrainLoop
 
 RNG = np.random.default_rng(0)
@@ -100,7 +101,7 @@ def test_lines_of_a_call_share_its_time_by_their_steps(tmp_path, told, written):
     # The last batch has 4 examples of 8.
     rates = [row["examples_per_second"] for row in rows]
     assert rates == pytest.approx([rates[0], rates[0], rates[0] * (20 / 3) / 8])
-    times = [row["time"] for row in metrics.read_rows(tmp_path / "metrics.jsonl")]
+    times = [row["time"] for row in read_rows(tmp_path / "metrics.jsonl")]
     assert times == sorted(times)
 
 
@@ -108,7 +109,7 @@ def test_a_call_ends_with_the_last_line_that_it_can_tell_of(tmp_path, told):
     x = np.repeat(X, 25, axis=0)
     train(tmp_path, task(x, x[:, 0] > 0), log_steps=1, steps_per_loop=1000, epochs=1)
     assert told == [[1] * 256, [1] * 57]
-    rows = metrics.read_rows(tmp_path / "metrics.jsonl")
+    rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 314))
 
 
@@ -154,5 +155,5 @@ def test_the_lines_before_a_loss_that_is_not_finite_are_told(tmp_path, strategy,
     with pytest.raises(dist_train.RunError, match=f"the loss of step {bad + 1} is nan"):
         train(tmp_path, what, log_steps=4, steps_per_loop=1000, shuffle=False, **strategy)
     assert told == [[4] * (bad // 4) + [bad % 4 + 1]]
-    steps = [row["step"] for row in metrics.read_rows(tmp_path / "metrics.jsonl")]
+    steps = [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")]
     assert steps == [4 * (n + 1) for n in range(bad // 4)]

@@ -10,7 +10,7 @@ import tensorflow as tf
 from equivalence import STRATEGIES
 
 import dist_train
-from dist_train import metrics
+from dist_train.rows import read_rows
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # Another order of float32 additions over some 100 steps; a wrong factor would be far outside.
@@ -24,7 +24,7 @@ def run(folder, task, **settings):
     )
     result = dist_train.train(task, config)
     return result, [
-        row for row in metrics.read_rows(folder / "metrics.jsonl") if row["kind"] == "validation"
+        row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "validation"
     ]
 
 

@@ -17,8 +17,9 @@ from absl import logging
 from matplotlib import image
 
 import dist_train
-from dist_train import metrics, pictures, report
+from dist_train import pictures, report
 from dist_train.mnist import files, mlp
+from dist_train.rows import read_rows
 
 RNG = np.random.default_rng(0)
 STRATEGIES = {"default": {}, "mirrored": {"strategy": "mirrored", "devices": 2}}
@@ -243,7 +244,7 @@ def test_a_resumed_run_reports_all_of_it(workdir):
     train(workdir, epochs=2)
     page = (Path(workdir) / "report.html").read_text()
     assert "<td>8 of 8, 4 per epoch</td>" in page
-    assert len(metrics.read_rows(Path(workdir) / "metrics.jsonl")) == 7
+    assert len(read_rows(Path(workdir) / "metrics.jsonl")) == 7
 
 
 def test_a_remote_workdir_gets_all_of_it(tmp_path):

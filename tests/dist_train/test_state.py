@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import dist_train
-from dist_train import metrics
+from dist_train.rows import read_rows
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(80, 6)).astype(np.float32)
@@ -62,7 +62,7 @@ def train(workdir, what=None, **settings):
 
 
 def rows(workdir, kind="train"):
-    found = metrics.read_rows(Path(workdir) / "metrics.jsonl")
+    found = read_rows(Path(workdir) / "metrics.jsonl")
     return {row["step"]: row["loss"] for row in found if row["kind"] == kind}
 
 
@@ -228,7 +228,7 @@ def test_a_metric_is_maximized_and_loss_minimized_unless_told_otherwise(tmp_path
     ):
         folder = tmp_path / f"{name}-{mode}"
         train(folder, epochs=8, learning_rate=60.0, best_metric=name, best_mode=mode)
-        found = metrics.read_rows(folder / "metrics.jsonl")
+        found = read_rows(folder / "metrics.jsonl")
         values = [(r[name], r["step"]) for r in found if r["kind"] == "validation"]
         extreme = min if (name, mode) in (("loss", "auto"), ("accuracy", "min")) else max
         value = extreme(value for value, _ in values)

@@ -8,9 +8,10 @@ import pytest
 import tensorflow as tf
 
 import dist_train
-from dist_train import layers, metrics
+from dist_train import layers
 from dist_train.input import Input
 from dist_train.program import Program
+from dist_train.rows import read_rows
 from dist_train.step import TrainLoop
 
 TWO = {"strategy": "mirrored", "devices": 2}
@@ -104,7 +105,7 @@ def test_a_loss_object_is_not_divided_by_the_replicas(workdir, strategy):
         workdir, strategy, x, loss=mean_squared, y=np.ones((4, 1), np.float32), learning_rate=0.0,
         log_steps=1,
     )  # fmt: skip
-    (row,) = (r for r in metrics.read_rows(metrics_file(workdir)) if r["kind"] == "train")
+    (row,) = (r for r in read_rows(metrics_file(workdir)) if r["kind"] == "train")
     assert row["loss"] == pytest.approx(1.0, rel=1e-6)
 
 

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import dist_train
-from dist_train import metrics
+from dist_train.rows import read_rows
 from dist_train.workdir import Workdir
 
 RNG = np.random.default_rng(0)
@@ -48,7 +48,7 @@ def train(workdir, changes=None, **settings):
 
 
 def rows(workdir, kind):
-    found = metrics.read_rows(Path(workdir) / "metrics.jsonl")
+    found = read_rows(Path(workdir) / "metrics.jsonl")
     return [row for row in found if row["kind"] == kind]
 
 

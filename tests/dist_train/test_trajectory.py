@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 import dist_train
-from dist_train import metrics
 from dist_train.mnist import files, mlp
+from dist_train.rows import read_rows
 from dist_train.schedule import Schedule
 
 EXAMPLES, VALIDATION, EPOCHS = 1000, 203, 2
@@ -48,13 +48,13 @@ def run(workdir, **settings):
         **{"epochs": EPOCHS, "log_steps": 1, "workdir": str(workdir), **settings}
     )
     result = dist_train.train(task, config)
-    rows = metrics.read_rows(config_path(workdir))
+    rows = read_rows(config_path(workdir))
     losses = [row["batch_loss"] for row in rows if row["kind"] == "train"]
     return losses, result.model.get_weights(), result
 
 
 def logged_norms(workdir):
-    rows = metrics.read_rows(config_path(workdir))
+    rows = read_rows(config_path(workdir))
     return [row["gradient_norm"] for row in rows if row["kind"] == "train"]
 
 
@@ -193,9 +193,7 @@ def test_logged_means_cover_every_example_once(tmp_path, reference):
     base, batch_size, _ = CASES["sgd"]
     losses, _, _ = run(tmp_path / "each", batch_size=batch_size, **base)
     run(tmp_path / "some", batch_size=batch_size, log_steps=6, **base)
-    rows = [
-        r for r in metrics.read_rows(tmp_path / "some" / "metrics.jsonl") if r["kind"] == "train"
-    ]
+    rows = [r for r in read_rows(tmp_path / "some" / "metrics.jsonl") if r["kind"] == "train"]
     assert [row["step"] for row in rows] == [6, 12, 18, 24, 30, 32]
     counts = [64] * 15 + [40] + [64] * 15 + [40]
     begin = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from trajectory import STEPS, TRAIN, assert_same_run, wait_for_step
 
-from dist_train import metrics
+from dist_train.rows import read_rows
 
 
 def launch(*flags, workdir="run"):
@@ -80,7 +80,7 @@ def test_a_worker_that_hangs_is_named_and_its_stacks_are_shown(group, tmp_path):
 def test_an_evaluator_follows_the_checkpoints_of_the_workers(group, tmp_path):
     group.start(launch("--evaluator"))
     assert group.wait(120) == [0], group.output(0)
-    rows = metrics.read_rows(tmp_path / "run" / "follow.jsonl")
+    rows = read_rows(tmp_path / "run" / "follow.jsonl")
     steps = [row["step"] for row in rows]
     assert steps == sorted(set(steps))
     assert steps[-1] == STEPS

@@ -19,7 +19,7 @@ import pytest
 from faults import AT_A_STEP, AT_THE_START, SETTINGS, draw
 from trajectory import assert_same_run
 
-from dist_train import metrics
+from dist_train.rows import read_rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -202,7 +202,7 @@ class Ordeal:
         return max(self.checkpoints(), default=0)
 
     def step(self):
-        rows = metrics.read_rows(self.workdir / "metrics.jsonl")
+        rows = read_rows(self.workdir / "metrics.jsonl")
         return max((row["step"] for row in rows), default=0)
 
     def living(self):

@@ -11,7 +11,8 @@ import pytest
 from trajectory import STEPS, assert_same_run, steps, wait_for_step, weights
 from trajectory import TRAIN as PACED
 
-from dist_train import metrics, reduction
+from dist_train import reduction
+from dist_train.rows import read_rows
 
 HERE = Path(__file__).parent
 
@@ -133,7 +134,7 @@ def test_the_chief_alone_looks_for_mistakes_also_where_there_are_batch_statistic
     settings = ["--batch_size=50", "--epochs=2", "--learning_rate=0.1"]
     group.start_all(2, [*command, *settings, "--strategy=multi_worker", "--workdir=run"])
     assert group.wait() == [0, 0], group.output(0) + group.output(1)
-    rows = metrics.read_rows(tmp_path / "run" / "metrics.jsonl")
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     (accuracy,) = [row["accuracy"] for row in rows if row["kind"] == "test"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert f"197 test examples, {round(197 * accuracy)} of them right" in page

@@ -6,7 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from dist_train import metrics
+from dist_train import rows
 
 SMALL = str(Path(__file__).parent / "small.py")
 # Paced: a fast machine would be through before a test has struck. Where none strikes: AT_ONCE.
@@ -26,7 +26,7 @@ WEIGHTS = {"rtol": 1e-3, "atol": 2e-4}
 
 
 def read_rows(workdir):
-    return metrics.read_rows(Path(workdir) / "metrics.jsonl")
+    return rows.read_rows(Path(workdir) / "metrics.jsonl")
 
 
 def steps(workdir):
