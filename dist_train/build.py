@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from dist_train import layers, optimizers
+from dist_train.best import Best
 from dist_train.config import Config
 from dist_train.errors import UsageError, one_line
 from dist_train.evaluation import make_evaluation
@@ -29,8 +30,7 @@ class Parts:
       step: [] int64, of the last checkpoint.
       pending: [sums] float64, the sums since the last line of the log. They are state too: a
         resumed run logs the same means.
-      best: [3] float64, the best value of --best_metric and its step, not a number before, and how
-        many validations there were since.
+      best: the best validation so far, by --best_metric; it is state as well.
       variables: all state, for a broadcast.
     """
 
@@ -98,12 +98,7 @@ class Parts:
             zeros = np.zeros(len(self.program.sum_names))
             self.pending = tf.Variable(zeros, trainable=False, name="pending")
             self.step = tf.Variable(np.int64(0), trainable=False, name="step")
-            self.best = tf.Variable(np.array([np.nan, np.nan, 0.0]), trainable=False, name="best")
-        names = [name for name in self.program.sum_names if name != "weight"]
-        if config.best_metric not in names:
-            raise UsageError(
-                f"best_metric={config.best_metric!r} is not one of this task's: {', '.join(names)}"
-            )
+        self.best = self._best()
 
     def _make_inputs(
         self, task: Task, strategy: tf.distribute.Strategy, local_replicas: int
@@ -171,6 +166,15 @@ class Parts:
             further=config.optimizer_options,
         )
 
+    def _best(self) -> Best:
+        config, names = self._config, self.program.mean_names
+        if config.best_metric not in names:
+            raise UsageError(
+                f"best_metric={config.best_metric!r} is not one of this task's: {', '.join(names)}"
+            )
+        of_loss = config.best_mode == "auto" and config.best_metric == "loss"
+        return Best(least=config.best_mode == "min" or of_loss)
+
     def _training_loss(self, loss: Any) -> Any:
         share = self._config.label_smoothing
         return example_loss(smoothed(loss, share)) if share else None
@@ -225,7 +229,7 @@ class Parts:
 
     @property
     def _bookkeeping(self) -> dict[str, tf.Variable]:
-        return {"step": self.step, "pending": self.pending, "best": self.best}
+        return {"step": self.step, "pending": self.pending, "best": self.best.variable}
 
     def checkpoint(self) -> tf.train.Checkpoint:
         """All state, as an object that TensorFlow can write and read."""

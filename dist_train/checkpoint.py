@@ -134,7 +134,7 @@ class Checkpoints:
         damaged: set[int] = set()
         while steps := set(self.steps()) - damaged:
             step = max(steps)
-            prefix = self._storage.prefix(_name(step))
+            prefix = self._storage.prefix(name_of(step))
             damage = self._read(prefix)
             if damage is None:
                 return step
@@ -167,9 +167,9 @@ class Checkpoints:
     def _find(self, name: str) -> str:
         entries = self._storage.names()
         if name == BEST and (found := _numbers(_BEST, entries)):
-            return self._storage.prefix(_name(found[-1], BEST))
-        if name.isdecimal() and _name(int(name)) in entries:
-            return self._storage.prefix(_name(int(name)))
+            return self._storage.prefix(name_of(found[-1], BEST))
+        if name.isdecimal() and name_of(int(name)) in entries:
+            return self._storage.prefix(name_of(int(name)))
         path = name.rstrip("/").removesuffix(f"/{FILE}")
         if tf.io.gfile.exists(f"{path}/{FILE}.index"):
             return f"{path}/{FILE}"
@@ -193,7 +193,7 @@ class Checkpoints:
 
     def _write(self, step: int, best: bool) -> None:
         assert self._copy is not None
-        name = _name(step)
+        name = name_of(step)
         if (path := self._copy.not_finite()) is not None:
             raise NotFinite(
                 f"{path} is not finite after step {step}; the last checkpoint is kept."
@@ -209,18 +209,18 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
                 raise
         for damaged in self._damaged - {step}:  # they would count as the newest
-            self._storage.remove(_name(damaged))
+            self._storage.remove(name_of(damaged))
         self._damaged.clear()
         if best:
-            self._storage.duplicate(name, _name(step, BEST))
+            self._storage.duplicate(name, name_of(step, BEST))
             for old in _numbers(_BEST, self._storage.names()):
                 if old != step:
-                    self._storage.remove(_name(old, BEST))
+                    self._storage.remove(name_of(old, BEST))
         steps = self.steps()
         pinned = max(filter(self._pins, steps), default=None)
         for old in steps[: -self._keep]:
             if old != pinned:
-                self._storage.remove(_name(old))
+                self._storage.remove(name_of(old))
 
 
 _Saves = queue.SimpleQueue[tuple[futures.Future[None], Callable[[], None]] | None]
@@ -272,7 +272,8 @@ class _Copy:
         return None
 
 
-def _name(step: int, kind: str = "step") -> str:
+def name_of(step: int, kind: str = "step") -> str:
+    """What a checkpoint is called in its folder; `kind` may be BEST."""
     return f"{kind}-{step:08d}"
 
 

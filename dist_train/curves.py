@@ -11,19 +11,18 @@ _STYLES = {
 }
 
 
-def draw(rows: Sequence[dict[str, Any]], metrics: Sequence[str], path: Path) -> None:
-    """Writes a PNG with one panel for the loss and one for each metric.
+def draw(rows: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
+    """Writes a PNG with a panel for each of the means.
 
     Args:
       rows: of metrics.jsonl.
-      metrics: the names of the panels after the loss.
+      names: of the means.
       path: the file, written whole or not at all.
     """
     # Only here: matplotlib takes half a second to import. The Figure itself, not pyplot, which
     # would look for a screen.
     from matplotlib.figure import Figure
 
-    names = ["loss", *metrics]
     width, height = 5.2 * len(names), 3.6
     figure = Figure(figsize=(width, height))
     # Margins in inches: a layout engine would draw all twice to find them.

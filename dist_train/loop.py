@@ -254,7 +254,7 @@ class _Loop:
                 if values is not None:
                     results["validation"] = values
                     log.evaluation("validation", self._row(step) | values)
-                    best = self._state.is_best(values, step)
+                    best = self._parts.best.see(values[config.best_metric], step)
             over = self._state.is_over(step)
             if over and not times.logs(step):
                 results["train"] = self._log_train(step, last, log, sheet.take())

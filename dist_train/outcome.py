@@ -11,6 +11,7 @@ import tensorflow as tf
 from absl import logging
 
 from dist_train import (
+    checkpoint,
     curves,
     export,
     optimizers,
@@ -79,8 +80,7 @@ class Outcome:
             export.write(model, workdir.model, workdir.saved_model)
             shown = self._shown(beat)
         rows = read_rows(workdir.metrics)
-        names = [n for n in self._parts.program.sum_names if n not in ("loss", "weight")]
-        curves.draw(rows, names, workdir.curves)
+        curves.draw(rows, self._parts.program.mean_names, workdir.curves)
         for tag, picture in shown.items():
             log.picture(tag, picture.png, step)
         drawn = report.Picture("Curves", "by step", workdir.curves.read_bytes())
@@ -99,8 +99,8 @@ class Outcome:
     def tell(self) -> None:
         """Copies all to where the workdir really is, and says where everything lies."""
         self._workdir.push()
-        value, step, _ = self._parts.best.numpy()
-        best = "" if np.isnan(value) else f" (the best is best-{int(step):08d})"
+        step = self._parts.best.step
+        best = "" if step is None else f" (the best is {checkpoint.name_of(step, checkpoint.BEST)})"
         logging.info(
             "done in %.1f s: %s holds report.html, model.keras, saved_model/, curves.png,"
             " metrics.jsonl, checkpoints/%s, tensorboard/",
@@ -154,7 +154,6 @@ class Outcome:
     def _summary(self, step: int, rows: list[Row]) -> dict[str, str]:
         parts = self._parts
         schedule = parts.inputs["train"].schedule
-        value, best, _ = parts.best.numpy()
         rates = [row["examples_per_second"] for row in rows if row.get("examples_per_second")]
         summary = {
             "steps": f"{step:,} of {parts.total_steps:,}, {schedule.steps_per_epoch:,} per epoch",
@@ -162,10 +161,10 @@ class Outcome:
         }
         if rates:
             summary["speed"] = f"{statistics.median(rates):,.0f} examples/s while training (median)"
-        if not np.isnan(value):
+        if (best := parts.best.step) is not None:
             summary["best checkpoint"] = (
-                f"{self._workdir.checkpoints}/best-{int(best):08d}"
-                f" (validation {self._config.best_metric} {value:.4f})"
+                f"{self._workdir.checkpoints}/{checkpoint.name_of(best, checkpoint.BEST)}"
+                f" (validation {self._config.best_metric} {parts.best.value:.4f})"
             )
         return summary | {"model": f"{self._workdir.model.name}, {self._workdir.saved_model.name}/"}
 

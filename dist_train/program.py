@@ -40,6 +40,11 @@ class Program:
         """The names of the sums that a batch yields; 'weight' counts its real examples."""
         return ("loss", "weight", *self.metrics)
 
+    @property
+    def mean_names(self) -> list[str]:
+        """The names of the means over examples that a run reports."""
+        return [name for name in self.sum_names if name != "weight"]
+
     def sums(
         self, examples: Any, ids: tf.Tensor, epoch: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:

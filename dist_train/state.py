@@ -1,7 +1,6 @@
 """State: what a run is, on its way between the variables, the checkpoints and the workers."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import tensorflow as tf
 from absl import logging
@@ -17,7 +16,6 @@ from dist_train.workdir import Workdir
 from dist_train.workers import Workers
 
 _MOST_REWINDS = 3
-_ROUNDING = 1e-6
 
 
 class State:
@@ -134,7 +132,7 @@ class State:
                 f"the loss of step {step} is not finite, though the run went back to its last"
                 f" checkpoint {_MOST_REWINDS} times; try a smaller --learning_rate, or --clip_norm"
             )
-        best = self._parts.best.numpy()
+        best = self._parts.best.variable.numpy()
         if self.checkpoints is not None:
             self.settle()
             targets = [s for s in self.checkpoints.steps() if s < step and self._scheduled(s)]
@@ -145,31 +143,14 @@ class State:
                 )
             self.checkpoints.restore(str(targets[-1]))
         self._hand_out()
-        self._parts.best.assign(best)
+        self._parts.best.variable.assign(best)
         self._parts.pending.assign(tf.zeros_like(self._parts.pending))
         return int(self._parts.step.numpy())
-
-    def is_best(self, values: Mapping[str, float], step: int) -> bool:
-        """Whether a validation is the best so far; it is counted, and that is part of the state.
-
-        A gain within the rounding of a float32 sum is none: where a run has converged, another
-        number of replicas would otherwise end at another step.
-        """
-        name, mode = self._config.best_metric, self._config.best_mode
-        value, (best, at, since) = values[name], self._parts.best.numpy()
-        least = mode == "min" or (mode == "auto" and name == "loss")
-        gain = (best - value if least else value - best) - _ROUNDING * abs(best)
-        if math.isnan(value) or not (math.isnan(best) or gain > 0):
-            self._parts.best.assign([best, at, since + 1])
-            return False
-        self._parts.best.assign([value, float(step), 0.0])
-        return True
 
     def is_over(self, step: int) -> bool:
         """Whether nothing is left to train: the last step is done, or early stopping ends it."""
         patience = self._config.early_stopping
-        since = self._parts.best.numpy()[2]
-        return step >= self._parts.total_steps or bool(0 < patience <= since)
+        return step >= self._parts.total_steps or 0 < patience <= self._parts.best.since
 
     def take_best(self, step: int) -> None:
         """With early stopping, gives every worker the weights of the best validation.
@@ -180,13 +161,13 @@ class State:
         Raises:
           RunError: their checkpoint is damaged.
         """
-        best = self._parts.best.numpy()[1]
-        if not self._config.early_stopping or math.isnan(best) or int(best) == step:
+        best = self._parts.best.step
+        if not self._config.early_stopping or best in (None, step):
             return
         self.settle()
         if self.checkpoints is not None:
             self.checkpoints.restore("best")
-            logging.info("test and exports use the best weights, those of step %s", f"{best:,.0f}")
+            logging.info("test and exports use the best weights, those of step %s", f"{best:,}")
         self._hand_out()
 
     def _hand_out(self) -> None:
