@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from launch import __main__ as main
+
 ROOT = Path(__file__).parents[2]
 SSH = ["--backend=ssh"]
 
@@ -58,12 +60,7 @@ def test_usage_errors_are_2_and_one_line(launcher, arguments, message):
 def test_help_names_every_flag(launcher):
     result = launcher.run("--help")
     assert result.status == 0
-    flags = (
-        "backend workers evaluator max_restarts cpu_bind threads gpus_per_worker start_timeout_s"
-        " stall_timeout_s grace_period_s log_dir tee quiet dry_run image kubernetes_kind volume"
-        " ssh_identity ssh_options remote_python env preflight link_timeout_s"
-    )
-    for flag in flags.split():
+    for flag in main.options.FLAGS:
         assert re.search(rf"--(\[no\])?{flag}:".encode(), result.out)
 
 
