@@ -1,7 +1,6 @@
 """The command `dist-launch`: what is checked before anything starts, and the way to a backend."""
 
 import os
-import shlex
 import shutil
 import signal
 import sys
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from absl import flags
 
-from launch import options
+from launch import mpi, options
 from launch.kubernetes import options as kubernetes_options
+from launch.options import CommandNotExecutable, CommandNotFound, UsageError
 from launch.slurm import options as slurm_options
 
 if TYPE_CHECKING:
@@ -34,27 +34,24 @@ signal n.
     dist-launch --backend=slurm --workers=4 -- dist-train --strategy=multi_worker --workdir=runs/a
     dist-launch --backend=kubernetes --image=mnist:1 -- dist-train ... | kubectl apply -f -
 """
-
-
-class _UsageError(Exception):
-    """The user has to change something; its text is one or two lines."""
-
-    status = 2
-
-
-class _CommandNotFound(_UsageError):
-    status = 127
-
-
-class _CommandNotExecutable(_UsageError):
-    status = 126
+_REFUSED = {
+    "kubernetes": kubernetes_options.REFUSED,
+    "slurm": slurm_options.REFUSED,
+    "mpi": mpi.REFUSED,
+}
+_OWN = {
+    "kubernetes": kubernetes_options.ALL,
+    "slurm": slurm_options.ALL,
+    "ssh": options.OF_SSH,
+    "mpi": (options.MPI_OPTIONS,),
+}
 
 
 def run() -> NoReturn:
     """The console entry point: `dist-launch`, and `python -m launch`."""
     try:
         sys.exit(_main(sys.argv))
-    except (_UsageError, flags.Error) as error:
+    except (UsageError, flags.Error) as error:
         print(f"dist-launch: {error}", file=sys.stderr)
         sys.exit(getattr(error, "status", 2))
     except KeyboardInterrupt:  # before anything has started
@@ -74,26 +71,23 @@ def _main(argv: Sequence[str]) -> int:
         print(dockerfile.text(sys.version_info[:2]), end="")
         return 0
     if not command:
-        raise _UsageError(
+        raise UsageError(
             "no command: put it after the flags, as in `dist-launch --workers=2 -- dist-train`"
         )
-    given = {
-        "kubernetes": kubernetes_options.given,
-        "slurm": slurm_options.given,
-        "ssh": options.given_for_ssh,
-    }
-    for name, flags_of in given.items():
-        if options.BACKEND.value != name and (misplaced := flags_of()):
-            raise _UsageError(f"--{misplaced[0]} needs --backend={name}")
-    if options.BACKEND.value != "mpi" and options.MPI_OPTIONS.present:
-        raise _UsageError("--mpi_options needs --backend=mpi")
-    if options.BACKEND.value == "kubernetes":
-        return _print_manifest(command)
-    if options.BACKEND.value == "slurm":
-        return _submit(command)
-    if options.BACKEND.value == "mpi":
-        return _exec_mpirun(command)
-    return _run_ssh(command) if options.BACKEND.value == "ssh" else _run_local(command)
+    options.check_backend(_REFUSED, _OWN)
+    backend = options.BACKEND.value
+    if backend == "kubernetes":
+        from launch.kubernetes import command as kubernetes
+
+        kubernetes.run(command)
+        return 0
+    if backend == "slurm":
+        from launch.slurm import command as slurm
+
+        return slurm.run(command, log_dir=_log_dir(command), shows=_shows)
+    if backend == "mpi":
+        return mpi.run(command)
+    return _run_ssh(command) if backend == "ssh" else _run_local(command)
 
 
 # Imports are where they are used: `--help` has no need of them.
@@ -109,7 +103,7 @@ def _run_local(command: Sequence[str]) -> int:
     try:
         plan.divide_gpus(job.hosts[0], job)
     except ValueError as error:
-        raise _UsageError(str(error)) from error
+        raise UsageError(str(error)) from error
     if options.DRY_RUN.value:
         with local.prepared(job) as ready:
             for task in plan.plan(ready):
@@ -121,35 +115,32 @@ def _run_local(command: Sequence[str]) -> int:
 def _run_ssh(command: Sequence[str]) -> int:
     from launch import hosts, ssh
 
-    try:
-        entries = _read_hosts()
-        slots = sum(entry.slots for entry in entries)
-        min_workers, max_workers = options.parse_workers(options.WORKERS.value or str(slots))
-        entries = hosts.fill(entries, max_workers)
-        further = tuple(shlex.split(options.SSH_OPTIONS.value))
-    except hosts.HostListError as error:
-        raise _UsageError(str(error)) from error
-    except ValueError as error:
-        raise _UsageError(f"--ssh_options={options.SSH_OPTIONS.value}: {error}") from error
+    entries = _read_hosts()
+    slots = sum(entry.slots for entry in entries)
+    min_workers, max_workers = options.parse_workers(options.WORKERS.value or str(slots))
+    entries = hosts.fill(entries, max_workers)
+    further = options.words(
+        f"--ssh_options={options.SSH_OPTIONS.value}", [options.SSH_OPTIONS.value]
+    )
     access = ssh.Access(
         options.SSH_USER.value,
         options.SSH_PORT.value,
         options.SSH_IDENTITY.value,
-        further,
+        tuple(further),
         options.REMOTE_PYTHON.value,
         options.LINK_TIMEOUT_S.value,
     )
     try:
         environ = ssh.carried_environment(os.environ, options.ENV.value)
     except KeyError as error:
-        raise _UsageError(f"--env: {error.args[0]} is not set; set it, or leave it out") from error
+        raise UsageError(f"--env: {error.args[0]} is not set; set it, or leave it out") from error
     job = _job(command, tuple(ssh.host(entry, access) for entry in entries), environ)
     if options.DRY_RUN.value:
         for line in ssh.dry_run(job):
             print(line)
         return 0
     if not shutil.which("ssh"):
-        raise _UsageError("--backend=ssh needs the program ssh; install OpenSSH's client")
+        raise UsageError("--backend=ssh needs the program ssh; install OpenSSH's client")
 
     def prepare(job, requests, say):
         return ssh.prepared(
@@ -168,7 +159,7 @@ def _read_hosts() -> "list[hosts.Entry]":
 
     text, name = options.HOSTS.value, options.HOSTFILE.value
     if (text is None) == (name is None):
-        raise _UsageError("--backend=ssh needs --hosts=n1,n2:2 or --hostfile=FILE, and not both")
+        raise UsageError("--backend=ssh needs --hosts=n1,n2:2 or --hostfile=FILE, and not both")
     if text is not None:
         return hosts.parse(text)
     assert name is not None
@@ -177,7 +168,7 @@ def _read_hosts() -> "list[hosts.Entry]":
             return hosts.parse_file(file.read(), name)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise _UsageError(f"--hostfile={name}: {why}") from error
+        raise UsageError(f"--hostfile={name}: {why}") from error
 
 
 def _job(command: Sequence[str], hosts: "tuple[Host, ...]", environ: Mapping[str, str]) -> "Job":
@@ -229,39 +220,6 @@ def _flags_of(module: ModuleType) -> str:
     return options.FLAGS.module_help(module).partition(":")[2]  # without the module's name
 
 
-def _print_manifest(command: Sequence[str]) -> int:
-    from launch.kubernetes import command as kubernetes
-
-    try:
-        kubernetes.run(command)
-    except ValueError as error:
-        raise _UsageError(str(error)) from error
-    return 0
-
-
-def _submit(command: Sequence[str]) -> int:
-    from launch.slurm import client
-    from launch.slurm import command as slurm
-
-    try:
-        return slurm.run(command, log_dir=_log_dir(command), shows=_shows)
-    except ValueError as error:
-        raise _UsageError(str(error)) from error
-    except client.NotFound as error:
-        raise _CommandNotFound(str(error)) from error
-
-
-def _exec_mpirun(command: Sequence[str]) -> int:
-    from launch import mpi
-
-    try:
-        return mpi.run(command)
-    except ValueError as error:
-        raise _UsageError(str(error)) from error
-    except FileNotFoundError as error:
-        raise _CommandNotFound(str(error)) from error
-
-
 def _shows(name: str) -> bool:
     """Whether the output of `worker 1` or `evaluator` is shown."""
     shown = "none" if options.QUIET.value else options.TEE.value
@@ -274,7 +232,7 @@ def _make_log_dir(command: Sequence[str]) -> str | None:
         try:
             os.makedirs(directory, exist_ok=True)
         except OSError as error:
-            raise _UsageError(
+            raise UsageError(
                 f"--log_dir={directory}: {error.strerror}; name a folder that can be written"
             ) from error
     return directory
@@ -302,10 +260,10 @@ def _check_command(name: str) -> None:
     if shutil.which(name):
         return
     if os.path.exists(name) and os.sep in name:
-        raise _CommandNotExecutable(
+        raise CommandNotExecutable(
             f"{name} is not executable: chmod +x it, or put its interpreter before it"
         )
-    raise _CommandNotFound(f"command not found: {name}")
+    raise CommandNotFound(f"command not found: {name}")
 
 
 if __name__ == "__main__":

@@ -4,16 +4,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from launch.options import UsageError
+
 _ENTRY = re.compile(
     r"(?:(?P<user>[^\s@:,\[\]]+)@)?"
     r"(?P<address>[A-Za-z0-9_](?:[\w.-]*\w)?\.?|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\])"
     r"(?::(?P<slots>\d{1,6}))?",
     re.ASCII,
 )
-
-
-class HostListError(ValueError):
-    """A list of hosts cannot be used; its text says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ def parse(text: str) -> list[Entry]:
     """Reads `n1,user@n2:4,[fd00::3]:2`.
 
     Raises:
-        HostListError: an entry cannot be read, or a host is there twice.
+        UsageError: an entry cannot be read, or a host is there twice.
     """
     return _unique([_entry(part.strip(), f"--hosts={text}") for part in text.split(",")])
 
@@ -48,7 +46,7 @@ def parse_file(text: str, name: str) -> list[Entry]:
         name: how errors call it.
 
     Raises:
-        HostListError: a line cannot be read, a host is there twice, or there is none.
+        UsageError: a line cannot be read, a host is there twice, or there is none.
     """
     entries = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -58,22 +56,22 @@ def parse_file(text: str, name: str) -> list[Entry]:
         where = f"{name}, line {number}"
         slots = [word for word in words[1:] if re.fullmatch(r"slots=\d{1,6}", word, re.ASCII)]
         if len(words) > 2 or len(slots) != len(words) - 1:
-            raise HostListError(f"{where}: {line.strip()!r}; write `name` or `name slots=2`")
+            raise UsageError(f"{where}: {line.strip()!r}; write `name` or `name slots=2`")
         entry = _entry(words[0], where)
         if slots:
             if ":" in words[0].rpartition("]")[2]:
-                raise HostListError(f"{where}: {line.strip()!r} gives its slots twice")
+                raise UsageError(f"{where}: {line.strip()!r} gives its slots twice")
             entry = _checked(replace(entry, slots=int(slots[0].partition("=")[2])), where)
         entries.append(entry)
     if not entries:
-        raise HostListError(f"{name} names no host; write one a line, as `name slots=2`")
+        raise UsageError(f"{name} names no host; write one a line, as `name slots=2`")
     return _unique(entries)
 
 
 def _entry(text: str, where: str) -> Entry:
     match = _ENTRY.fullmatch(text)
     if match is None:
-        raise HostListError(
+        raise UsageError(
             f"{where}: {text!r} is no host; write name, name:slots or user@name:slots,"
             " and an IPv6 address in brackets"
         )
@@ -83,9 +81,9 @@ def _entry(text: str, where: str) -> Entry:
 
 def _checked(entry: Entry, where: str) -> Entry:
     if entry.slots < 1:
-        raise HostListError(f"{where}: {entry.address} has no slot; leave it out, or give it one")
+        raise UsageError(f"{where}: {entry.address} has no slot; leave it out, or give it one")
     if entry.user.startswith("-"):  # ssh would take it for an option
-        raise HostListError(f"{where}: {entry.user!r} is no user")
+        raise UsageError(f"{where}: {entry.user!r} is no user")
     return entry
 
 
@@ -93,7 +91,7 @@ def _unique(entries: list[Entry]) -> list[Entry]:
     addresses = [entry.address for entry in entries]
     for address in addresses:
         if addresses.count(address) > 1:
-            raise HostListError(
+            raise UsageError(
                 f"{address} is listed twice; list it once, with slots: {address}:"
                 f"{sum(entry.slots for entry in entries if entry.address == address)}"
             )
@@ -107,7 +105,7 @@ def fill(entries: Sequence[Entry], workers: int) -> list[Entry]:
         The hosts that get some, with as many slots as they get.
 
     Raises:
-        HostListError: there are fewer slots than workers.
+        UsageError: there are fewer slots than workers.
     """
     filled = []
     left = workers
@@ -117,7 +115,7 @@ def fill(entries: Sequence[Entry], workers: int) -> list[Entry]:
             left -= filled[-1].slots
     if left:
         slots = ", ".join(f"{entry.address} {entry.slots}" for entry in entries)
-        raise HostListError(
+        raise UsageError(
             f"--workers={workers} is more than the slots of the hosts ({slots});"
             " add hosts, or slots as in name:2"
         )

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from launch import options
 
 # What mpirun does in its own way, or not at all.
-_NOT_HERE = {
+REFUSED = {
     "hosts": "use --mpi_options='--host n1:2,n2:2'",
     "hostfile": "use --mpi_options='--hostfile FILE'",
     "env": "use --mpi_options='-x NAME'",
@@ -55,23 +55,12 @@ def run(command: Sequence[str]) -> int:
         The exit status for the launcher, if this is still the launcher.
 
     Raises:
-        ValueError: the flags do not fit; the text says which one and why.
-        FileNotFoundError: there is no mpirun.
+        UsageError: a flag does not fit; the text says which one and why.
+        CommandNotFound: there is no mpirun.
     """
-    for name, remedy in _NOT_HERE.items():
-        if options.FLAGS[name].present:
-            raise ValueError(f"--{name} has no meaning with --backend=mpi; {remedy}")
-    least, most = options.parse_workers(options.WORKERS.value or "2")
-    if least != most:
-        raise ValueError(
-            f"--workers={options.WORKERS.value}: mpirun has one number of ranks; use"
-            f" --workers={most}"
-        )
-    try:
-        further = [word for text in options.MPI_OPTIONS.value for word in shlex.split(text)]
-    except ValueError as error:
-        raise ValueError(f"--mpi_options: {error}; quote as in a shell") from None
-    line = plan(command, most, further, os.environ)
+    workers = options.fixed_workers("mpirun has one number of ranks")
+    further = options.words("--mpi_options", options.MPI_OPTIONS.value)
+    line = plan(command, workers, further, os.environ)
     grace_s = options.GRACE_PERIOD_S.value if options.GRACE_PERIOD_S.present else _GRACE_S
     grace = {"OMPI_MCA_odls_base_sigkill_timeout": f"{grace_s:.0f}"}
     if options.DRY_RUN.value:
@@ -79,5 +68,5 @@ def run(command: Sequence[str]) -> int:
     elif shutil.which("mpirun"):
         os.execvpe(line[0], line, {**os.environ, **grace})
     else:
-        raise FileNotFoundError("command not found: mpirun; install Open MPI or MPICH")
+        raise options.CommandNotFound("command not found: mpirun; install Open MPI or MPICH")
     return 0

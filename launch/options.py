@@ -1,8 +1,29 @@
-"""The flags of `dist-launch`."""
+"""The flags of `dist-launch`, and what all backends ask of them."""
 
 import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 
 from absl import flags
+
+
+class UsageError(Exception):
+    """The user has to change something; its text is one or two lines."""
+
+    status = 2
+
+
+class CommandNotFound(UsageError):
+    """A program is not there."""
+
+    status = 127
+
+
+class CommandNotExecutable(UsageError):
+    """A program is there, and cannot be run."""
+
+    status = 126
+
 
 # Flags of our own: dist_train has some of the same names, and a test may import both.
 FLAGS = flags.FlagValues()
@@ -78,7 +99,7 @@ LINK_TIMEOUT_S = flags.DEFINE_float(
     lower_bound=2.0,
     flag_values=FLAGS,
 )
-_OF_SSH = (
+OF_SSH = (
     HOSTS, HOSTFILE, SSH_USER, SSH_PORT, SSH_IDENTITY, SSH_OPTIONS, REMOTE_PYTHON, ENV, PREFLIGHT,
     LINK_TIMEOUT_S,
 )  # fmt: skip
@@ -206,9 +227,53 @@ flags.register_validator(
 )
 
 
-def given_for_ssh() -> list[str]:
-    """The flags of the ssh backend that the user has set."""
-    return [holder.name for holder in _OF_SSH if holder.present]
+def check_backend(
+    refused: Mapping[str, Mapping[str, str]], own: Mapping[str, Sequence[flags.FlagHolder]]
+) -> None:
+    """Checks that the backend takes all the flags that are set.
+
+    Args:
+        refused: backend -> flags that have no meaning there -> what to do instead.
+        own: backend -> the flags that it alone has.
+
+    Raises:
+        UsageError: it does not take one.
+    """
+    for name, remedy in refused.get(BACKEND.value, {}).items():
+        if FLAGS[name].present:
+            raise UsageError(f"--{name} has no meaning with --backend={BACKEND.value}; {remedy}")
+    for backend, holders in own.items():
+        for holder in holders:
+            if holder.present and backend != BACKEND.value:
+                raise UsageError(f"--{holder.name} needs --backend={backend}")
+
+
+def fixed_workers(why: str) -> int:
+    """The number of workers where it cannot vary.
+
+    Raises:
+        UsageError: --workers is MIN:MAX; the text has the reason against it.
+    """
+    least, most = parse_workers(WORKERS.value or "2")
+    if least != most:
+        raise UsageError(f"--workers={WORKERS.value}: {why}; use --workers={most}")
+    return most
+
+
+def words(flag: str, texts: Iterable[str]) -> list[str]:
+    """The words of a flag's values, as a shell has them.
+
+    Args:
+        flag: how errors call it.
+        texts: its values.
+
+    Raises:
+        UsageError: a quotation has no end.
+    """
+    try:
+        return [word for text in texts for word in shlex.split(text)]
+    except ValueError as error:
+        raise UsageError(f"{flag}: {error}; quote as in a shell") from None
 
 
 def parse_workers(text: str) -> tuple[int, int]:

@@ -7,20 +7,8 @@ from collections.abc import Sequence
 from launch import options as common
 from launch.kubernetes import documents, manifest, notes, options, pod
 from launch.kubernetes.settings import Settings, Volume
+from launch.options import UsageError
 
-# What only a launcher that runs beside the workers can do, and what to do instead.
-_NOT_HERE = {
-    "env": "put `env NAME=value` before the command",
-    "hosts": "use --workers",
-    "hostfile": "use --workers",
-    "evaluator": "start `dist-train --mode=follow` as a Job of its own",
-    "cpu_bind": "use --cpu",
-    "start_timeout_s": "give it to dist-train, after the --",
-    "stall_timeout_s": "give it to dist-train, after the --",
-    "log_dir": "use kubectl logs",
-    "tee": "use kubectl logs",
-    "quiet": "use kubectl logs",
-}
 # The Trainer's bound for a TrainJob's command.
 _MAX_ARGUMENTS = 128
 
@@ -29,11 +17,8 @@ def run(command: Sequence[str]) -> None:
     """Prints the manifest for a command; the flags say the rest.
 
     Raises:
-        ValueError: the flags do not fit; the text says which one and why.
+        UsageError: a flag does not fit; the text says which one and why.
     """
-    for name, remedy in _NOT_HERE.items():
-        if common.FLAGS[name].present:
-            raise ValueError(f"--{name} has no meaning with --backend=kubernetes; {remedy}")
     settings = _settings()
     _check_command(command, settings)
     threads = common.THREADS.value
@@ -43,19 +28,15 @@ def run(command: Sequence[str]) -> None:
 
 
 def _settings() -> Settings:
-    least, most = common.parse_workers(common.WORKERS.value or "2")
-    if least != most:
-        raise ValueError(
-            f"--workers={common.WORKERS.value}: nothing in Kubernetes starts the group again with"
-            f" fewer workers; use --workers={most}"
-        )
     gpus = common.GPUS_PER_WORKER.value
     secret = options.TOKEN_SECRET.value
     return Settings(
         kind=options.KIND.value,
         name=options.NAME.value,
         image=options.IMAGE.value,
-        workers=most,
+        workers=common.fixed_workers(
+            "nothing in Kubernetes starts the group again with fewer workers"
+        ),
         port=options.PORT.value,
         namespace=options.NAMESPACE.value,
         token_secret=f"{options.NAME.value}-token" if secret is None else secret,
@@ -79,7 +60,7 @@ def _volume(text: str) -> Volume:
 def _label(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise ValueError(f"--label={text}: has no value; use NAME=VALUE")
+        raise UsageError(f"--label={text}: has no value; use NAME=VALUE")
     return key, value
 
 
@@ -88,11 +69,11 @@ def _check_command(command: Sequence[str], settings: Settings) -> None:
         try:
             argument.encode()
         except UnicodeEncodeError:
-            raise ValueError(
+            raise UsageError(
                 f"the argument {argument!a} is not UTF-8, which a manifest has to be; rename it"
             ) from None
     if settings.kind == "trainjob" and len(command) > _MAX_ARGUMENTS:
-        raise ValueError(
+        raise UsageError(
             f"the command has {len(command)} words and a TrainJob takes {_MAX_ARGUMENTS};"
             " use --kubernetes_kind=jobset, or --flagfile"
         )

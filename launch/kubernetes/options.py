@@ -63,12 +63,20 @@ PRINT_DOCKERFILE = flags.DEFINE_bool(
     flag_values=FLAGS,
 )
 
-_ALL = (
+ALL = (
     IMAGE, KIND, NAME, NAMESPACE, PORT, VOLUME, CPU, MEMORY, TOKEN_SECRET, LABEL,
     IMAGE_PULL_POLICY, IMAGE_PULL_SECRET,
 )  # fmt: skip
-
-
-def given() -> list[str]:
-    """The flags of this backend that the user has set."""
-    return [holder.name for holder in _ALL if holder.present]
+# What only a launcher that runs beside the workers can do, and what to do instead.
+REFUSED = {
+    "env": "put `env NAME=value` before the command",
+    "hosts": "use --workers",
+    "hostfile": "use --workers",
+    "evaluator": "start `dist-train --mode=follow` as a Job of its own",
+    "cpu_bind": "use --cpu",
+    "start_timeout_s": "give it to dist-train, after the --",
+    "stall_timeout_s": "give it to dist-train, after the --",
+    "log_dir": "use kubectl logs",
+    "tee": "use kubectl logs",
+    "quiet": "use kubectl logs",
+}

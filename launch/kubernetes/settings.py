@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from launch.options import UsageError
+
 KINDS = ("job", "jobset", "trainjob", "tfjob")
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 # What the generated documents use themselves.
@@ -60,7 +62,7 @@ class Settings:
         grace_period_s: from SIGTERM to SIGKILL.
 
     Raises:
-        ValueError: one of them cannot be; the text names the flag.
+        UsageError: one of them cannot be; the text names the flag.
     """
 
     kind: str
@@ -82,9 +84,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.image:
-            raise ValueError("--backend=kubernetes needs the workers' image: add --image=NAME:TAG")
+            raise UsageError("--backend=kubernetes needs the workers' image: add --image=NAME:TAG")
         if len(self.image) > 500 or not re.fullmatch(_IMAGE, self.image, re.ASCII):
-            raise ValueError(
+            raise UsageError(
                 f"--image={self.image}: is no image reference; use [HOST/]NAME[:TAG][@DIGEST],"
                 " the name in lower case"
             )
@@ -92,24 +94,24 @@ class Settings:
         self._check_resources()
         self._check_volumes()
         if not 1024 <= self.port <= 65535:
-            raise ValueError(
+            raise UsageError(
                 f"--port={self.port}: must be 1024 to 65535; the workers are not root, and those"
                 " below belong to root"
             )
         if self.kind == "job" and self.max_restarts:
-            raise ValueError(
+            raise UsageError(
                 f"--max_restarts={self.max_restarts}: a Job replaces single pods, not the group;"
                 " use --kubernetes_kind=jobset, or --max_restarts=0"
             )
         if self.kind == "tfjob" and self.workers == 1:
-            raise ValueError(
+            raise UsageError(
                 "--workers=1: the operator gives a TFJob of one worker no TF_CONFIG;"
                 " use --kubernetes_kind=job"
             )
 
     def _check_names(self) -> None:
         if not re.fullmatch(_LABEL_1035, self.name):
-            raise ValueError(
+            raise UsageError(
                 f"--name={self.name}: must be 1 to 63 of a-z, 0-9 and -, start with a letter and"
                 " not end with -"
             )
@@ -117,12 +119,12 @@ class Settings:
         if self.kind != "tfjob":
             longest += "-abcde"  # the Job controller's random suffix
         if len(longest) > 63:
-            raise ValueError(
+            raise UsageError(
                 f"--name={self.name}: a pod would be called {longest}, which is {len(longest)}"
                 f" characters and 63 are allowed; shorten it by {len(longest) - 63}"
             )
         if self.namespace and not re.fullmatch(_LABEL_1123, self.namespace):
-            raise ValueError(
+            raise UsageError(
                 f"--namespace={self.namespace}: must be 1 to 63 of a-z, 0-9 and -, not at the ends"
             )
         for flag, names in (
@@ -132,7 +134,7 @@ class Settings:
         ):
             for name in names:
                 if len(name) > 253 or not re.fullmatch(_SUBDOMAIN, name):
-                    raise ValueError(
+                    raise UsageError(
                         f"--{flag}={name}: a name in Kubernetes is of a-z, 0-9, - and ., starts"
                         " and ends with one of a-z, 0-9"
                     )
@@ -144,24 +146,24 @@ class Settings:
                 or (value and not re.fullmatch(_LABEL_NAME, value))
                 or key in RESERVED_LABELS
             ):
-                raise ValueError(
+                raise UsageError(
                     f"--label={key}={value}: must be [PREFIX/]NAME=VALUE, name and value up to 63"
                     f" of A-Z, a-z, 0-9, -, _ and ., and not {' or '.join(RESERVED_LABELS)}"
                 )
 
     def _check_resources(self) -> None:
         if self.cpu and (not re.fullmatch(_CPU, self.cpu) or not float(self.cpu.rstrip("m"))):
-            raise ValueError(
+            raise UsageError(
                 f"--cpu={self.cpu}: must be a positive number of CPUs, as in 4, 0.5 or 500m"
             )
         if self.memory and (
             not re.fullmatch(_MEMORY, self.memory) or not float(self.memory.rstrip("KMGTik"))
         ):
-            raise ValueError(
+            raise UsageError(
                 f"--memory={self.memory}: must be positive and have a unit, as in 8Gi or 500Mi"
             )
         if self.pull_policy and self.pull_policy not in PULL_POLICIES:
-            raise ValueError(
+            raise UsageError(
                 f"--image_pull_policy={self.pull_policy}: must be {', '.join(PULL_POLICIES)}"
             )
 
@@ -170,12 +172,12 @@ class Settings:
         for volume in self.volumes:
             parts = volume.path.split("/")
             if not re.fullmatch(r"(/[^/:\0]+)+", volume.path) or {".", ".."} & set(parts):
-                raise ValueError(
+                raise UsageError(
                     f"--volume={volume.claim}:{volume.path}: must be CLAIM:/PATH, an absolute path"
                     " below / without . or .."
                 )
             if volume.path in RESERVED_PATHS or paths.count(volume.path) > 1:
-                raise ValueError(
+                raise UsageError(
                     f"--volume={volume.claim}:{volume.path}: something else is mounted there;"
                     " use another path"
                 )

@@ -4,15 +4,13 @@ import re
 import subprocess
 from dataclasses import dataclass
 
+from launch.options import CommandNotFound
+
 _TIMEOUT_S = 60.0
 _ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
     *("PREEMPTED", "REVOKED", "SPECIAL_EXIT", "TIMEOUT"),
 )
-
-
-class NotFound(Exception):
-    """This machine has no such command."""
 
 
 class Refused(Exception):
@@ -55,7 +53,7 @@ def submit(script: str) -> str:
     """Submits a batch script and returns the job's id.
 
     Raises:
-        NotFound: there is no sbatch here.
+        CommandNotFound: there is no sbatch here.
         Refused: Slurm does not take it.
     """
     # "17", or "17;cluster".
@@ -102,7 +100,7 @@ def _run(command: list[str], text: str = "") -> str:
             start_new_session=True,  # Ctrl-C is for us: half a submission helps nobody
         )
     except FileNotFoundError:
-        raise NotFound(
+        raise CommandNotFound(
             f"command not found: {command[0]}; start this on a machine from where jobs can be"
             " submitted, or use --dry_run"
         ) from None

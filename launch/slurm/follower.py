@@ -80,7 +80,7 @@ class Follower:
         """Submits the script and returns the exit status for the launcher when the job has ended.
 
         Raises:
-            client.NotFound: there is no Slurm here.
+            CommandNotFound: there is no Slurm here.
         """
         self._output.start()
         try:

@@ -31,9 +31,15 @@ OPTIONS = flags.DEFINE_multi_string(
     flag_values=FLAGS,
 )
 
-_ALL = (PARTITION, ACCOUNT, TIME, NODES, OPTIONS)
-
-
-def given() -> list[str]:
-    """The flags of this backend that the user has set."""
-    return [holder.name for holder in _ALL if holder.present]
+ALL = (PARTITION, ACCOUNT, TIME, NODES, OPTIONS)
+# What Slurm does in its own way, and how to ask it.
+REFUSED = {
+    "hosts": "use --slurm_options=--nodelist=n1,n2",
+    "hostfile": "use --slurm_options=--nodefile=FILE",
+    "env": "Slurm carries the whole environment over, see --slurm_options=--export=...",
+    "evaluator": "start `dist-train --mode=follow` as a job of its own",
+    "cpu_bind": "use --slurm_options=--cpu-bind=...",
+    "start_timeout_s": "give it to dist-train, after the --",
+    "stall_timeout_s": "give it to dist-train, after the --",
+    "grace_period_s": "Slurm's KillWait is the time between SIGTERM and SIGKILL",
+}

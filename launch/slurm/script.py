@@ -14,6 +14,8 @@ import re
 import shlex
 from dataclasses import dataclass
 
+from launch.options import UsageError
+
 # Seconds before the time limit at which the workers are told, and within which their end counts as
 # its consequence: Slurm may be a minute early, and a minute is for saving.
 _NOTICE_S = 120
@@ -91,7 +93,7 @@ def plan(request: Request) -> str:
     """The batch script, for sbatch to read.
 
     Raises:
-        ValueError: a value would break out of its line, or an option is none.
+        UsageError: a value would break out of its line, or an option is none.
     """
     values = {
         "job-name": "dist-launch",
@@ -110,13 +112,13 @@ def plan(request: Request) -> str:
     options = [f"--{name}={value}" for name, value in values.items() if value]
     for option in request.options:
         if not _OPTION.fullmatch(option):
-            raise ValueError(
+            raise UsageError(
                 f"--slurm_options: {option!r} is no option of sbatch; write each as --name=value"
             )
     lines = [*options, "--requeue", *request.options]
     for line in lines:
         if not line.isprintable():
-            raise ValueError(
+            raise UsageError(
                 f"{line!r} would not stay on its #SBATCH line; use a value without control"
                 " characters"
             )

@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from launch import hosts
-from launch.hosts import Entry, HostListError
+from launch.hosts import Entry
+from launch.options import UsageError
 
 _NAMES = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,20}[a-z0-9])?", fullmatch=True)
 _ADDRESSES = _NAMES | st.ip_addresses(v=6).map(lambda ip: f"[{ip}]")
@@ -42,7 +43,7 @@ def test_any_text_is_a_list_of_usable_hosts_or_a_clear_error(text):
     for parse in (hosts.parse, lambda text: hosts.parse_file(text, "hosts")):
         try:
             entries = parse(text)
-        except HostListError as error:
+        except UsageError as error:
             assert str(error)  # noqa: PT017
         else:
             for entry in entries:
@@ -66,7 +67,7 @@ def test_any_text_is_a_list_of_usable_hosts_or_a_clear_error(text):
     ],
 )
 def test_bad_list_is_refused_with_what_to_write(text, message):
-    with pytest.raises(HostListError, match=re.escape(message)):
+    with pytest.raises(UsageError, match=re.escape(message)):
         hosts.parse(text)
 
 
@@ -81,14 +82,14 @@ def test_bad_list_is_refused_with_what_to_write(text, message):
     ],
 )
 def test_bad_file_is_refused_with_its_line(text, message):
-    with pytest.raises(HostListError, match=re.escape(message)):
+    with pytest.raises(UsageError, match=re.escape(message)):
         hosts.parse_file(text, "hosts")
 
 
 @given(_LISTS, st.integers(1, 20))
 def test_workers_fill_the_hosts_in_their_order(entries, workers):
     if workers > sum(entry.slots for entry in entries):
-        with pytest.raises(HostListError, match=f"--workers={workers} is more than"):
+        with pytest.raises(UsageError, match=f"--workers={workers} is more than"):
             hosts.fill(entries, workers)
         return
     filled = hosts.fill(entries, workers)
@@ -101,7 +102,7 @@ def test_workers_fill_the_hosts_in_their_order(entries, workers):
 
 def test_too_few_slots_are_listed():
     with pytest.raises(
-        HostListError,
+        UsageError,
         match=r"--workers=4 is more than the slots of the hosts \(n1 1, n2 2\); add hosts",
     ):
         hosts.fill(hosts.parse("n1,n2:2"), 4)

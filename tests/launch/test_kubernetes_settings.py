@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from launch.kubernetes.settings import KINDS, Settings, Volume
+from launch.options import UsageError
 
 
 def settings(**changes):
@@ -35,7 +36,7 @@ def test_image_references_are_taken(image):
      "http://a/b", "mnist\n", "a" * 501, "é"],
 )  # fmt: skip
 def test_other_images_are_refused(image):
-    with pytest.raises(ValueError, match=f"--image={re.escape(image)}: is no image reference"):
+    with pytest.raises(UsageError, match=f"--image={re.escape(image)}: is no image reference"):
         settings(image=image)
 
 
@@ -80,7 +81,7 @@ def test_other_images_are_refused(image):
     ],
 )
 def test_a_wrong_wish_is_one_line_with_its_flag(changes, message):
-    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
         settings(**changes)
     assert "\n" not in str(caught.value)
 
@@ -93,14 +94,14 @@ def test_the_longest_pod_name_has_63_characters(kind, workers):
     suffix = "" if kind == "tfjob" else "-abcde"
     assert len(longest.host_name(workers - 1) + suffix) == 63
     too_long = names[-1] + "a"
-    with pytest.raises(ValueError, match=r"63 are allowed; shorten it by 1$"):
+    with pytest.raises(UsageError, match=r"63 are allowed; shorten it by 1$"):
         settings(kind=kind, name=too_long, workers=workers)
 
 
 def fits(kind, name, workers):
     try:
         settings(kind=kind, name=name, workers=workers)
-    except ValueError:
+    except UsageError:
         return False
     return True
 

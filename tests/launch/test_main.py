@@ -57,6 +57,30 @@ def test_usage_errors_are_2_and_one_line(launcher, arguments, message):
     assert result.out == b""
 
 
+@pytest.mark.parametrize(
+    ("backend", "flag", "remedy"),
+    [
+        ("slurm", "--hosts=n1", "use --slurm_options=--nodelist=n1,n2"),
+        ("slurm", "--hostfile=x", "use --slurm_options=--nodefile=FILE"),
+        ("slurm", "--env=A", "Slurm carries the whole environment over, see --slurm_options="),
+        ("mpi", "--hosts=n1", "use --mpi_options='--host n1:2,n2:2'"),
+        ("mpi", "--hostfile=x", "use --mpi_options='--hostfile FILE'"),
+        ("mpi", "--env=A", "use --mpi_options='-x NAME'"),
+        ("kubernetes", "--hosts=n1", "use --workers"),
+        ("kubernetes", "--hostfile=x", "use --workers"),
+        ("kubernetes", "--env=A", "put `env NAME=value` before the command"),
+    ],
+)
+def test_flag_that_a_backend_replaces_is_refused_with_what_it_has_instead(
+    launcher, backend, flag, remedy
+):
+    result = launcher.run(f"--backend={backend}", flag, "--", "true")
+    name = flag.partition("=")[0]
+    assert (result.status, result.out) == (2, b"")
+    message = f"dist-launch: {name} has no meaning with --backend={backend}; {remedy}"
+    assert result.err.startswith(message)
+
+
 def test_help_names_every_flag(launcher):
     result = launcher.run("--help")
     assert result.status == 0

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from launch.options import UsageError
 from launch.slurm import client, script
 from launch.slurm.script import Request
 
@@ -85,13 +86,13 @@ def test_command_comes_through_a_shell_as_it_is(argument, tmp_path):
     ],
 )
 def test_value_that_would_leave_its_line_is_refused(changes):
-    with pytest.raises(ValueError, match=r"would not stay on its #SBATCH line|no option of sbatch"):
+    with pytest.raises(UsageError, match=r"would not stay on its #SBATCH line|no option of sbatch"):
         script.plan(request(**changes))
 
 
 @pytest.mark.parametrize("option", ["mem", "4G", "", "--", "#", "--Mem"])
 def test_what_is_no_option_is_refused(option):
-    with pytest.raises(ValueError, match="is no option of sbatch; write each as --name=value"):
+    with pytest.raises(UsageError, match="is no option of sbatch; write each as --name=value"):
         script.plan(request(options=(option,)))
 
 
@@ -100,7 +101,6 @@ def test_what_is_no_option_is_refused(option):
     [
         (["--workers=2:4"], "--workers=2:4: a Slurm job has one number of tasks; use --workers=4"),
         (["--evaluator"], "--evaluator has no meaning with --backend=slurm"),
-        (["--hosts=n1"], "--hosts needs --backend=ssh"),
         (["--slurm_options='"], "--slurm_options: No closing quotation"),
         (["--slurm_options=4G"], "--slurm_options: '4G' is no option of sbatch"),
         (["--slurm_nodes=-1"], "flag --slurm_nodes=-1"),
