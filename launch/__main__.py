@@ -167,7 +167,7 @@ def _read_hosts() -> "list[hosts.Entry]":
         with open(name) as file:
             return hosts.parse_file(file.read(), name)
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UsageError(f"--hostfile={name}: {why}") from error
 
 

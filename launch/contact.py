@@ -31,7 +31,7 @@ class Contacts(Generic[_Key]):
     A context manager, which ends them.
 
     Attributes:
-        complaints: of those that have failed: what ssh says; empty: they did not answer in time.
+        complaints: machine that has failed -> what ssh says; empty: it did not answer in time.
     """
 
     def __init__(self, requests: StopRequests, timeout_s: float):
@@ -51,8 +51,8 @@ class Contacts(Generic[_Key]):
         """Sends each its message and returns the answers of all that answer in time.
 
         Args:
-            messages: by whatever names a machine.
-            logins: of those, to connect to the ones that are not yet.
+            messages: one for each machine, by whatever names it.
+            logins: how to reach those of them that are not connected yet.
 
         Raises:
             Interrupted: there is a request to stop.

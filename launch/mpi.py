@@ -41,9 +41,9 @@ def plan(
         command: the ranks'.
         workers: how many ranks.
         further: options of mpirun.
-        environ: from where it is started.
+        environ: of the shell that it is started from.
     """
-    # Of the shell; the ranks would all take themselves for the same worker.
+    # With the shell's own TF_CONFIG, all ranks would be the same worker.
     clean = ["env", "--unset=TF_CONFIG"] if "TF_CONFIG" in environ else []
     return [*clean, "mpirun", "-n", str(workers), *further, *command]
 

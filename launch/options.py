@@ -59,7 +59,12 @@ SSH_USER = flags.DEFINE_string(
     "ssh_user", "", "ssh: whom to log in as; default: as ssh is configured.", flag_values=FLAGS
 )
 SSH_PORT = flags.DEFINE_integer(
-    "ssh_port", 0, "ssh: 0: as ssh is configured.", 0, 65535, flag_values=FLAGS
+    "ssh_port",
+    0,
+    "ssh: the port of its server; 0: as ssh is configured.",
+    0,
+    65535,
+    flag_values=FLAGS,
 )
 SSH_IDENTITY = flags.DEFINE_string(
     "ssh_identity", "", "ssh: a file with a private key.", flag_values=FLAGS

@@ -34,7 +34,7 @@ class NotReady(Exception):
     """Too few hosts can be used.
 
     Attributes:
-        problems: of the others.
+        problems: what is wrong with the others.
     """
 
     def __init__(self, problems: Sequence[Problem]):

@@ -57,7 +57,7 @@ def survey_payload(job: Job, host: Host, *, ports: int, checks: bool) -> bytes:
 
     Args:
         ports: how many free ones are needed.
-        checks: whether to look if a worker could run there.
+        checks: whether to check that a worker could run there.
     """
     request = {
         "command": job.command,

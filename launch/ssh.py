@@ -125,9 +125,9 @@ def prepared(
 
     Args:
         job: a start of it.
-        checks: whether to look, at the first start, if the workers can run there.
-        min_workers: without a host that does not answer it goes on, if so many workers are left.
-            At a restart that goes for every host with a problem.
+        checks: whether to check, at the first start, that the workers can run there.
+        min_workers: if so many workers are left, a host that does not answer is left out; at a
+            restart, every host with a problem.
         requests: to stop.
         say: shows a line to the user.
 

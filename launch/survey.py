@@ -82,7 +82,7 @@ def _listen(host: str, free: list[int]) -> tuple[list[socket.socket], str]:
     """Listens as a worker does, on what this machine takes its own name for.
 
     Returns:
-        The sockets, and that address or why it cannot be.
+        The sockets, and that address or why it cannot be used.
     """
     listeners = []
     address = host

@@ -51,7 +51,7 @@ def lines(settings: Settings, command: Sequence[str]) -> list[str]:
         "End:     kubectl delete -f FILE",
         "",
         *(line.format(restarts=_restarts(settings)) for line in _ENDS[settings.kind]),
-        "The NetworkPolicy holds where the cluster's network enforces such.",
+        "The NetworkPolicy holds where the cluster's network enforces it.",
     ]
     if not settings.volumes:
         text.append("Without --volume a --workdir has to be below /tmp, and ends with its pod.")

@@ -17,9 +17,14 @@ KIND = flags.DEFINE_enum(
     " Operator 1.",
     flag_values=FLAGS,
 )
-NAME = flags.DEFINE_string("name", "dist-train", "Of the documents and pods.", flag_values=FLAGS)
+NAME = flags.DEFINE_string(
+    "name", "dist-train", "Name of the documents and pods.", flag_values=FLAGS
+)
 NAMESPACE = flags.DEFINE_string(
-    "namespace", "", "Of the documents. Default: that of kubectl's context.", flag_values=FLAGS
+    "namespace",
+    "",
+    "Namespace of the documents. Default: that of kubectl's context.",
+    flag_values=FLAGS,
 )
 PORT = flags.DEFINE_integer(
     "port", 2222, "Port of each worker, open to its peers only.", flag_values=FLAGS

@@ -62,7 +62,7 @@ class Settings:
         grace_period_s: from SIGTERM to SIGKILL.
 
     Raises:
-        UsageError: one of them cannot be; the text names the flag.
+        UsageError: one of them cannot be used; the text names the flag.
     """
 
     kind: str
@@ -125,7 +125,8 @@ class Settings:
             )
         if self.namespace and not re.fullmatch(_LABEL_1123, self.namespace):
             raise UsageError(
-                f"--namespace={self.namespace}: must be 1 to 63 of a-z, 0-9 and -, not at the ends"
+                f"--namespace={self.namespace}: must be 1 to 63 of a-z, 0-9 and -, and neither"
+                " start nor end with -"
             )
         for flag, names in (
             ("token_secret", [self.token_secret] if self.token_secret else []),

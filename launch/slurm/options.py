@@ -5,10 +5,10 @@ from absl import flags
 from launch.options import FLAGS
 
 PARTITION = flags.DEFINE_string(
-    "slurm_partition", "", "Default: the cluster's own.", flag_values=FLAGS
+    "slurm_partition", "", "Partition of the job. Default: the cluster's own.", flag_values=FLAGS
 )
 ACCOUNT = flags.DEFINE_string(
-    "slurm_account", "", "Who pays. Default: the user's own.", flag_values=FLAGS
+    "slurm_account", "", "Account that pays. Default: the user's own.", flag_values=FLAGS
 )
 TIME = flags.DEFINE_string(
     "slurm_time",

@@ -93,7 +93,7 @@ def plan(request: Request) -> str:
     """The batch script, for sbatch to read.
 
     Raises:
-        UsageError: a value would break out of its line, or an option is none.
+        UsageError: a value would break out of its line, or an option is not one of sbatch.
     """
     values = {
         "job-name": "dist-launch",
@@ -127,7 +127,7 @@ def plan(request: Request) -> str:
 
 
 def _body(request: Request) -> str:
-    # Of the shell that submits; tasks would all take themselves for the same worker.
+    # With the TF_CONFIG of the shell that submits, all tasks would be the same worker.
     prepare = ["unset TF_CONFIG", "export PYTHONUNBUFFERED=1"]
     srun = ["--kill-on-bad-exit=1", "--wait=60"]
     if request.cpus_per_worker:  # srun does not take it from the job
