@@ -10,6 +10,13 @@ from dist_train.program import Program
 
 # Operations on a state that they leave as it is.
 _READS = ("ReadVariableOp", "ResourceGather")
+# Operations that run what is not seen here: Python, where two threads have never been before; or
+# functions, whose own operations may be of this kind.
+_HIDES = ("PyFuncStateless", "PartitionedCall", "StatelessIf", "StatelessWhile", "StatelessCase")
+# Operations whose outputs take no memory of their own.
+_ALIASES = ("Placeholder", "ReadVariableOp", "Identity", "Reshape", "ExpandDims", "Squeeze")
+# Bytes of the largest tensor of a step of which two may be under way; they hold all of it twice.
+_SMALL = 8 << 20
 
 
 def make_evaluation(
@@ -22,7 +29,8 @@ def make_evaluation(
 
     Args:
       overlap: whether a step may begin before the one before has ended, if no step changes
-        anything: a small model's operations are each over before a second core has begun.
+        anything and what it computes is small: then each operation is over before a second core
+        has begun.
     """
 
     def replica_sums(data: Any, chunk: Any, steps: tf.Tensor) -> tf.Tensor:
@@ -35,7 +43,7 @@ def make_evaluation(
             traced = tf.function(sums_of, autograph=False).get_concrete_function(
                 tf.TensorSpec([], tf.int32)
             )
-            sums_of, at_once = traced, 1 if _writes(traced.graph) else 2
+            sums_of, at_once = traced, 2 if _may_overlap(traced.graph) else 1
         total = tf.while_loop(
             lambda step, _: step < steps,
             lambda step, total: (step + 1, total + sums_of(step)),
@@ -55,9 +63,16 @@ def make_evaluation(
     )
 
 
-def _writes(graph: tf.Graph) -> bool:
-    """Whether an operation may change what another step sees: a counter's, a generator's."""
-    return any(
-        operation.op_def.is_stateful and operation.type not in _READS
+def _may_overlap(graph: tf.Graph) -> bool:
+    """Whether no operation changes what another step sees, or holds much memory."""
+    return not any(
+        (operation.op_def.is_stateful and operation.type not in _READS)
+        or operation.type in _HIDES
+        or (operation.type not in _ALIASES and not all(map(_is_small, operation.outputs)))
         for operation in graph.get_operations()
     )
+
+
+def _is_small(tensor: tf.Tensor) -> bool:
+    elements = tensor.shape.num_elements()
+    return elements is not None and elements * max(1, tensor.dtype.size or 0) <= _SMALL
