@@ -1,5 +1,6 @@
 """Build: from a task and the settings to the parts that a run needs, in the strategy's scope."""
 
+import contextlib
 import zlib
 from typing import Any
 
@@ -15,8 +16,10 @@ from dist_train.evaluation import make_evaluation
 from dist_train.examples import Arrays, Source
 from dist_train.input import Input, choose
 from dist_train.program import Program, check_labels, example_loss, smoothed
+from dist_train.rows import Row
 from dist_train.step import LossScale, TrainLoop
 from dist_train.task import Task
+from dist_train.workers import Workers
 
 
 class Parts:
@@ -35,13 +38,13 @@ class Parts:
     """
 
     def __init__(
-        self, task: Task, config: Config, strategy: tf.distribute.Strategy, *, local_replicas: int
+        self, task: Task, config: Config, strategy: tf.distribute.Strategy, workers: Workers
     ):
         self._config = config
         self._strategy = strategy
-        self._replicas = strategy.num_replicas_in_sync
+        self._replicas = workers.replicas
         self._check_used(task)
-        self._make_inputs(task, strategy, local_replicas)
+        self._make_inputs(task, workers)
         schedule = self.inputs["train"].schedule
         self.total_steps = config.epochs * schedule.steps_per_epoch
 
@@ -100,24 +103,24 @@ class Parts:
             self.step = tf.Variable(np.int64(0), trainable=False, name="step")
         self.best = self._best()
 
-    def _make_inputs(
-        self, task: Task, strategy: tf.distribute.Strategy, local_replicas: int
-    ) -> None:
+    def _make_inputs(self, task: Task, workers: Workers) -> None:
         config = self._config
         named = {"train": task.train, "validation": task.validation, "test": task.test}
         sources = {kind: source for kind, source in named.items() if source is not None}
         self._resident, self._input_reason = choose(
-            config.input, list(sources.values()), local_replicas
+            config.input, list(sources.values()), workers.local_replicas
         )
+        with workers.together("the choice of the input"):
+            alike = workers.all_say(self._resident)
         self.inputs = {
             kind: Input(
                 source,
-                strategy,
+                self._strategy,
                 resident=self._resident,
                 batch_size=config.batch_size,
                 seed=config.seed,
                 shuffle=config.shuffle and kind == "train",
-                alike=self._replicas > local_replicas,
+                also_streamed=not alike,
             )
             for kind, source in sources.items()
         }
@@ -213,6 +216,16 @@ class Parts:
                     f"Task.{kind} has examples {_shapes(source)} where train has {like}:"
                     f" {one_line(error)}"
                 ) from error
+
+    def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+        """See `optimizers.averaged_weights`."""
+        return optimizers.averaged_weights(self._strategy, self.model, self.optimizer)
+
+    def row(self, step: int) -> Row:
+        """How far `step` is, for the log."""
+        schedule = self.inputs["train"].schedule
+        epoch = -(-step // schedule.steps_per_epoch)
+        return {"step": step, "epoch": epoch, "examples": schedule.examples_until(step)}
 
     @property
     def variables(self) -> list:

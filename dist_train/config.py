@@ -173,8 +173,7 @@ class Config:
     )  # fmt: skip
     steps_per_loop: int | None = _setting(
         None,
-        "Steps per compiled call, whose end a stop waits for in one process. Default: auto, about"
-        " a second's worth.",
+        "Steps per compiled call, at most; a call takes about a second. Default: auto, no bound.",
         lower=1,
     )
     jit_compile: str = _setting(

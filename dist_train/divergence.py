@@ -6,7 +6,7 @@ import numpy as np
 from absl import logging
 
 from dist_train.errors import RunError
-from dist_train.progress import Progress
+from dist_train.line import Line
 from dist_train.workers import Workers
 
 _MOST_SKIPPED = 100  # steps in a row
@@ -27,8 +27,8 @@ class Divergence:
         self._weight_digests = weight_digests
         self._skipped = 0
 
-    def check(self, step: int, progress: Progress) -> bool:
-        """Acts on what the last step has shown.
+    def check(self, step: int, line: Line) -> bool:
+        """Acts on what the last step of a line has shown.
 
         Args:
           step: its number.
@@ -39,14 +39,14 @@ class Divergence:
         Raises:
           RunError: going on is useless.
         """
-        if progress.diverged:
+        if line.diverged:
             with self._workers.together("the comparison of the weights"):
                 who = self._workers.who_differs(self._weight_digests())
             raise RunError(
                 f"the replicas' weights differ since step {step - 1}, which must not happen: {who};"
                 " start again from the last checkpoint"
             )
-        loss = progress.last[0]
+        loss = line.last_loss
         if np.isfinite(loss):
             self._skipped = 0
             return False
@@ -62,12 +62,14 @@ class Divergence:
             )
         if self._on_nan == "restore":
             return True
-        self._skipped += 1
+        # Within a line all steps but the last are finite.
+        self._skipped = 1 if line.steps > 1 else self._skipped + 1
         if self._skipped > _MOST_SKIPPED:
             raise RunError(
                 f"no step was finite since step {step - self._skipped}; the last checkpoint is"
                 " kept. Try a smaller --learning_rate, or look at the examples"
             )
-        level = logging.WARNING if self._workers.is_chief else logging.DEBUG
-        logging.log(level, "step %s is left out: its loss or gradient is not finite", step)
+        self._workers.log(
+            logging.WARNING, "step %s is left out: its loss or gradient is not finite", step
+        )
         return False

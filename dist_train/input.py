@@ -69,8 +69,9 @@ class Input:
       strategy: whose replicas read them.
       resident: whether they live on every device, or are streamed.
       batch_size, seed, shuffle: see Schedule.
-      alike: whether others that read the same source, resident or not, must get the same chunks: a
-        call of the loop ends with one, an evaluation has a collective for each.
+      also_streamed: whether another worker streams what is resident here, or the reverse. All must
+        get the same chunks: a call of the loop ends with one, an evaluation has a collective for
+        each.
 
     Attributes:
       schedule: which examples each step sees.
@@ -87,7 +88,7 @@ class Input:
         batch_size: int,
         seed: int = 0,
         shuffle: bool = False,
-        alike: bool = False,
+        also_streamed: bool = False,
     ):
         if len(source) > _MAX_EXAMPLES:
             raise UsageError(f"{len(source)} examples; more than {_MAX_EXAMPLES} are not supported")
@@ -95,8 +96,8 @@ class Input:
         self._strategy = strategy
         self.resident = resident
         steps = math.ceil(len(source) / batch_size)
-        limits = {True: _RESIDENT_CHUNK_STEPS, False: self._stream_steps(batch_size)}
-        limit = min(limits.values()) if alike else limits[resident]
+        streamed = not resident or also_streamed
+        limit = self._stream_steps(batch_size) if streamed else _RESIDENT_CHUNK_STEPS
         self.schedule = Schedule(
             examples=len(source),
             batch_size=batch_size,
@@ -133,6 +134,10 @@ class Input:
                     raise failures[0] from None
                 raise
             yield chunk
+
+    def forward(self) -> "Forward":
+        """A way through the chunks, from wherever a run begins."""
+        return Forward(self)
 
     def first_epoch(self) -> Iterator[tuple[Chunk, int]]:
         """(chunk, its steps) of one pass; an evaluation asks for the same one again and again."""
@@ -279,6 +284,26 @@ class Input:
         example = _fetch(self._source, np.zeros(1, np.int64))
         example_bytes = sum(array.nbytes for array in tf.nest.flatten(example))
         return max(1, _STREAM_CHUNK_BYTES // max(1, example_bytes * batch_size))
+
+
+class Forward:
+    """A way through the chunks of an input that never turns back."""
+
+    def __init__(self, source: Input):
+        self._input = source
+        self._chunks: Iterator[Chunk] | None = None
+        self._number = -1
+
+    def at(self, step: int) -> tuple[Chunk, int, int]:
+        """(chunk, place of `step` in it, steps that it still has), for a rising `step`.
+
+        Its chunk is that of the call before or the next one. Raises as `Input.chunks` does.
+        """
+        number, place, left = self._input.schedule.locate(step)
+        if number != self._number:
+            self._chunks = self._chunks or self._input.chunks(number)
+            self._chunk, self._number = next(self._chunks), number
+        return self._chunk, place, left
 
 
 def _fetch(source: Source, indices: np.ndarray) -> tuple[Any, Any]:

@@ -7,14 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from absl import logging
 
 from dist_train import (
     checkpoint,
     curves,
     export,
-    optimizers,
     pictures,
     replicas,
     report,
@@ -27,6 +25,7 @@ from dist_train.log import RunLog
 from dist_train.rows import Row, read_rows
 from dist_train.task import Task
 from dist_train.workdir import Workdir
+from dist_train.workers import Workers
 
 
 class Outcome:
@@ -36,8 +35,7 @@ class Outcome:
       task: whose test examples, or else those of validation, are looked through for mistakes.
       parts: of the run.
       config: its settings.
-      strategy: whose replicas hold the weights.
-      workers: how many processes trained.
+      workers: who trained.
       workdir: where it lies.
     """
 
@@ -46,16 +44,13 @@ class Outcome:
         task: Task,
         parts: Parts,
         config: Config,
-        strategy: tf.distribute.Strategy,
+        workers: Workers,
         workdir: Workdir,
-        *,
-        workers: int,
     ):
         self._parts = parts
         self._config = config
-        self._strategy = strategy
-        self._workdir = workdir
         self._workers = workers
+        self._workdir = workdir
         named = {"test": task.test, "validation": task.validation}
         self._held_out = {kind: source for kind, source in named.items() if source is not None}
         self._begun = time.monotonic()
@@ -76,7 +71,7 @@ class Outcome:
           beat: called now and then.
         """
         model, workdir = self._parts.model, self._workdir
-        with optimizers.averaged_weights(self._strategy, model, self._parts.optimizer):
+        with self._parts.averaged_weights():
             export.write(model, workdir.model, workdir.saved_model)
             shown = self._shown(beat)
         rows = read_rows(workdir.metrics)
@@ -119,7 +114,7 @@ class Outcome:
         if not self._held_out:
             return {}
         kind, source = next(iter(self._held_out.items()))
-        share = -(-self._config.batch_size // self._strategy.num_replicas_in_sync)
+        share = -(-self._config.batch_size // self._workers.replicas)
         found = review.examine(
             source,
             self._parts.program,
@@ -169,12 +164,12 @@ class Outcome:
         return summary | {"model": f"{self._workdir.model.name}, {self._workdir.saved_model.name}/"}
 
     def _environment(self) -> dict[str, str]:
-        local = self._strategy.num_replicas_in_sync // self._workers
+        workers = self._workers
         return {
             **versions.installed(),
-            "strategy": f"{self._config.strategy}, {self._workers} worker(s), "
-            f"{self._strategy.num_replicas_in_sync} replica(s)",
-            "devices of the chief": replicas.describe(local),
+            "strategy": f"{self._config.strategy}, {workers.count} worker(s), "
+            f"{workers.replicas} replica(s)",
+            "devices of the chief": replicas.describe(workers.local_replicas),
         }
 
 

@@ -13,24 +13,25 @@ class Pace:
     do not depend on it.
 
     Args:
-      fixed: steps per call, or None to adapt.
+      most: steps per call, or None: what a float32 carries to the other workers.
       clock: a clock in seconds.
 
     Attributes:
       seconds: that the last call took.
-      wish: what a call should make by this process's own clock. With several workers it is the
-        chief's that counts, and it arrives with the call before; see `step.TrainLoop`.
+      wish: what a call should make by this process's own clock.
+      steps: what the next call makes at most: the chief's wish, which arrived with the call before;
+        see `step.TrainLoop`.
     """
 
     _TARGET_S = 1.0
-    _MOST = 1 << 20  # a float32 carries it to the other workers
+    _MOST = 1 << 20
 
-    def __init__(self, fixed: int | None, clock: Callable[[], float] = time.perf_counter):
-        self._fixed = fixed
+    def __init__(self, most: int | None, clock: Callable[[], float] = time.perf_counter):
+        self._most = min(most or self._MOST, self._MOST)
         self._clock = clock
         self._calls = 0
         self.seconds = 0.0
-        self.wish = fixed or 1
+        self.wish = self.steps = 1
 
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
@@ -39,10 +40,15 @@ class Pace:
         yield
         self.seconds = self._clock() - begin
 
-    def done(self, steps: int) -> None:
-        """After a call that made so many steps."""
+    def done(self, steps: int, *, agreed: int) -> None:
+        """To be called after each call.
+
+        Args:
+          steps: how many it has made.
+          agreed: the chief's wish, the same on all workers.
+        """
+        self.steps = agreed
         self._calls += 1
-        if self._fixed is None and self._calls > 1:  # the first call traces and compiles
-            self.wish = min(
-                self._MOST, max(1, int(self._TARGET_S * steps / max(self.seconds, 1e-6)))
-            )
+        if self._calls > 1:  # the first call traces and compiles
+            timely = int(self._TARGET_S * steps / max(self.seconds, 1e-6))
+            self.wish = max(1, min(self._most, timely))

@@ -10,6 +10,9 @@ import tensorflow as tf
 
 from dist_train.errors import UsageError
 
+# The places of two of the sums; see `Program.sum_names`.
+LOSS, WEIGHT = 0, 1
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:

@@ -6,7 +6,6 @@ seconds, and after it a missing peer means a wait that no signal ends.
 
 import contextlib
 import dataclasses
-import gc
 import os
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from dist_train import task as tasks
 from dist_train.cluster import Cluster
 from dist_train.config import Config
 from dist_train.errors import Stopped, UsageError
+from dist_train.session import Session
 from dist_train.storage import is_remote
 from dist_train.workdir import Workdir
 
@@ -33,10 +33,7 @@ _strategies: "dict[tuple, tf.distribute.Strategy]" = {}
 
 
 def train(
-    task: "tasks.Task | Callable[..., tasks.Task] | None" = None,
-    config: Config | None = None,
-    *,
-    own_process: bool = False,
+    task: "tasks.Task | Callable[..., tasks.Task] | None" = None, config: Config | None = None
 ) -> "Result":
     """Trains (or evaluates) a task; what `dist-train` does.
 
@@ -44,8 +41,6 @@ def train(
       task: a Task or a function that returns one and may take the Config; None: the one that
         config.task names.
       config: the settings; None: all defaults.
-      own_process: whether the process is for this run alone, so that Python's garbage collector
-        may leave what TensorFlow is made of alone.
 
     Returns:
       The metrics, the model, the number of steps and the workdir.
@@ -55,11 +50,23 @@ def train(
       RunError: the run failed; the last checkpoint is intact.
       Stopped: a signal asked to stop; the state was saved.
     """
-    config = config or Config()
     if task is None:
-        tasks.check(config)
-    if own_process:
-        gc.disable()
+        tasks.check(config or Config())
+    with ready(config or Config()) as session:
+        from dist_train import loop
+
+        return loop.run(task, session)
+
+
+@contextlib.contextmanager
+def ready(config: Config) -> Iterator[Session]:
+    """The session of a run: its workers have met and agree, and TensorFlow is up.
+
+    Raises:
+      UsageError: settings or environment cannot be used.
+      RunError: the workers did not meet.
+      Stopped: a signal asked to stop.
+    """
     with contextlib.ExitStack() as stack:
         request = stack.enter_context(stopping.listening(config.grace_period_s))
         cluster = workdir = None
@@ -82,14 +89,9 @@ def train(
             strategy = _create_strategy(config, cluster)
             _strategies[config.strategy, config.devices, cluster] = strategy
         request.reclaim()
-        from dist_train import loop
-
-        if own_process:
-            # Half a million objects that stay. To look whether they are garbage, at each of some
-            # hundred collections, takes a quarter of the default run.
-            gc.freeze()
-            gc.enable()
-        return loop.run(task, config, strategy, cluster, workdir, request)
+        yield Session(
+            config=config, strategy=strategy, cluster=cluster, workdir=workdir, request=request
+        )
 
 
 def _open_workdir(config: Config) -> contextlib.AbstractContextManager[Workdir]:

@@ -8,11 +8,10 @@ from absl import logging
 from dist_train import layers, watchdog
 from dist_train.build import Parts, load_weights
 from dist_train.checkpoint import Checkpoints, NotFinite
-from dist_train.config import Config
 from dist_train.errors import RunError, UsageError
 from dist_train.log import RunLog
+from dist_train.session import Session
 from dist_train.storage import opened
-from dist_train.workdir import Workdir
 from dist_train.workers import Workers
 
 _MOST_REWINDS = 3
@@ -23,23 +22,22 @@ class State:
 
     Args:
       parts: whose variables are the state.
-      workdir: None on workers other than the chief.
+      session, workers: of the run.
       scheduled: whether every run of these settings makes a checkpoint after a step.
     """
 
     def __init__(
         self,
         parts: Parts,
-        config: Config,
-        strategy: tf.distribute.Strategy,
+        session: Session,
         workers: Workers,
-        workdir: Workdir | None,
         *,
         scheduled: Callable[[int], bool],
     ):
+        config, workdir = session.config, session.workdir
         self._parts = parts
         self._config = config
-        self._strategy = strategy
+        self._strategy = session.strategy
         self._workers = workers
         self._workdir = workdir
         self._scheduled = scheduled

@@ -14,9 +14,9 @@ import tensorflow as tf
 
 from dist_train import reduction
 from dist_train.agreement import agree, weight_hash
+from dist_train.line import SIGNALS, Line, Signals, record, record_size
 from dist_train.optimizers import last_rate, update_locally
-from dist_train.program import Program
-from dist_train.progress import SIGNALS, Progress, record, record_size
+from dist_train.program import LOSS, WEIGHT, Program
 
 _TIMED_REDUCTIONS = 20
 _MOST_LINES = 256  # of a call
@@ -122,7 +122,7 @@ class TrainLoop:
         next_steps: int = 0,
         *,
         to_line: int | None = None,
-    ) -> list[Progress]:
+    ) -> list[Line]:
         """Runs the steps `start` to `stop` of a chunk; up to the first whose loss is not finite, or
         in which all are to stop.
 
@@ -146,7 +146,7 @@ class TrainLoop:
         done, records = (self._first(output).numpy() for output in outputs)
         ends = [*range(first, int(done), self._log_steps), int(done)]
         return [
-            Progress.of(end - begin, values, self._sums, self._replicas)
+            Line.of(end - begin, values, self._sums, self._replicas)
             for begin, end, values in zip([start, *ends], ends, records, strict=False)
         ]
 
@@ -202,9 +202,9 @@ class TrainLoop:
             next_steps: tf.Tensor,
         ) -> tuple:
             def healthy(tail: tf.Tensor) -> tf.Tensor:
-                stops, hashes, squares = tail[-3], tail[-2], tail[-1]
-                agreed = agree(self._replicas, hashes, squares)
-                return tf.math.is_finite(tail[0]) & (stops == 0.0) & agreed
+                signals = Signals.of(tail)
+                agreed = agree(self._replicas, signals.hashes, signals.squares)
+                return tf.math.is_finite(tail[LOSS]) & (signals.stops == 0.0) & agreed
 
             def line(step: tf.Tensor, tail: tf.Tensor, number: tf.Tensor, records: Any) -> tuple:
                 end = tf.minimum(first + number * self._log_steps, stop)
@@ -212,7 +212,7 @@ class TrainLoop:
                 def body(step: tf.Tensor, sums: tf.Tensor, tail: tf.Tensor, last: Any) -> tuple:
                     del tail, last
                     tail, last = run_step(data, chunk, step, next_steps, step + 1 == end)
-                    added = tf.where(tf.math.is_finite(tail[0]), tail[: self._sums], 0.0)
+                    added = tf.where(tf.math.is_finite(tail[LOSS]), tail[: self._sums], 0.0)
                     return step + 1, sums + added, tail, last
 
                 carried = self._variables if self._carries_gradient else ()
@@ -223,7 +223,8 @@ class TrainLoop:
                     (step, tf.zeros([self._sums]), tail, last),
                     parallel_iterations=1,
                 )
-                norm = tf.linalg.global_norm(last) / tail[1]
+                # Of the gradient, or of its norm alone, which is its own norm.
+                norm = tf.linalg.global_norm(last) / tail[WEIGHT]
                 values = record(sums, tail, norm, last_rate(self._optimizer))
                 return step, tail, number + 1, records.write(number, values)
 
@@ -258,7 +259,7 @@ class TrainLoop:
         statistics = [tf.identity(variable.value) for variable in self._statistics]
         if self._replicas == 1:
             gradients, sums = self._gradients(examples, ids, chunk.epoch)
-            tail = tf.concat([sums, tf.stack([next_steps, 0.0, 0.0, 0.0])], 0)
+            tail = tf.concat([sums, tf.stack(Signals(next_steps))], 0)
         else:
             replica = tf.distribute.get_replica_context()
             proposal = tf.where(replica.replica_id_in_sync_group == 0, next_steps, 0.0)
@@ -276,7 +277,8 @@ class TrainLoop:
         for variable, before in zip(self._statistics, statistics, strict=True):
             variable.assign(tf.where(finite, variable.value, before))
         if self._loss_scale is None:  # otherwise an overflow of the gradient alone is usual
-            tail = tf.concat([tf.where(finite, tail[:1], float("nan")), tail[1:]], 0)
+            is_loss = np.arange(self._tail) == LOSS
+            tail = tf.where(finite | ~is_loss, tail, float("nan"))
         return tail, last
 
     def _share(
@@ -289,7 +291,7 @@ class TrainLoop:
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """All that this replica gives to the sum: its gradients; its sums and signals."""
         hashed = weight_hash(self._variables, self._replicas)
-        signals = tf.stack([proposal, stop, hashed, hashed * hashed])
+        signals = tf.stack(Signals(proposal, stop, hashed, hashed * hashed))
         gradients, sums = self._gradients(examples, ids, epoch)
         return gradients, tf.concat([sums, signals], 0)
 
@@ -341,7 +343,7 @@ class TrainLoop:
           [] bool, whether all was finite and the update was made; None: it was not looked at.
         """
         means = [
-            tf.cast(gradient / tail[1], variable.dtype)
+            tf.cast(gradient / tail[WEIGHT], variable.dtype)
             for gradient, variable in zip(gradients, self._variables, strict=True)
         ]
         if self._loss_scale is None and not self._skip:
@@ -349,7 +351,7 @@ class TrainLoop:
             return None
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
         if self._skip:
-            finite &= tf.math.is_finite(tail[0])
+            finite &= tf.math.is_finite(tail[LOSS])
         tf.cond(
             finite,
             lambda: self._optimizer.apply(means, self._variables),

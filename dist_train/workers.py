@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 from tensorflow.python.eager import context as eager
 
 from dist_train import watchdog
@@ -27,6 +28,8 @@ class Workers:
     Attributes:
       count: how many there are.
       index: which of them this is.
+      replicas: how many they have in all.
+      local_replicas: how many each of them has.
     """
 
     def __init__(
@@ -37,7 +40,8 @@ class Workers:
         self._stall_timeout_s = stall_timeout_s
         self.count = 1 if cluster is None else len(cluster.addresses)
         self.index = 0 if cluster is None else cluster.index
-        self._local = strategy.num_replicas_in_sync // self.count
+        self.replicas = strategy.num_replicas_in_sync
+        self.local_replicas = self.replicas // self.count
         self._reduce = tf.function(
             self._sum, input_signature=[tf.TensorSpec([None], tf.int32)], autograph=False
         )
@@ -91,10 +95,16 @@ class Workers:
                 f"{what}: {self._lost(text)} was lost ({why[:200].strip()})"
             ) from error
 
-    def barrier(self) -> None:
-        """Returns when all workers have called it."""
-        if self.count > 1:
+    def leave(self) -> None:
+        """Returns when all workers leave: one that exits early makes TensorFlow fail the others."""
+        if self.count == 1:
+            return
+        with self.together("the end"):
             self._reduce(tf.zeros([1], tf.int32)).numpy()
+
+    def log(self, level: int, text: str, *values: object) -> None:
+        """Logs what all of them know, which the chief says for all."""
+        logging.log(level if self.is_chief else logging.DEBUG, text, *values)
 
     def gather(self, values: Sequence[int]) -> np.ndarray:
         """[workers, values] uint32: each worker's numbers of 32 bits."""
@@ -117,6 +127,10 @@ class Workers:
                         f"{self.name(worker)} has other {what} (digest {theirs:08x}) than the chief"
                         f" ({chiefs:08x}); give all workers the same"
                     )
+
+    def all_say(self, value: int) -> bool:
+        """Whether all of them have the same number of 32 bits."""
+        return len(set(self.gather([value]).ravel().tolist())) == 1
 
     def broadcast(self, variables: Sequence) -> None:
         """Gives every worker the chief's values, bit by bit, in one collective.
@@ -204,7 +218,7 @@ class Workers:
 
         def replica(value: tf.Tensor) -> tf.Tensor:
             context = tf.distribute.get_replica_context()
-            first = context.replica_id_in_sync_group % self._local == 0
+            first = context.replica_id_in_sync_group % self.local_replicas == 0
             part = tf.where(first, value, tf.zeros_like(value))
             return context.all_reduce(tf.distribute.ReduceOp.SUM, part)
 

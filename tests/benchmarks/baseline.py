@@ -48,10 +48,11 @@ def measure(name: str) -> dict[str, float]:
     from dist_train import replicas
     from dist_train.build import Parts
     from dist_train.mnist import task
+    from dist_train.workers import Workers
 
     config = dist_train.Config(**CASES[name])
     strategy = replicas.create(config.strategy, config.devices, None)
-    parts = Parts(task(config), config, strategy, local_replicas=config.devices or 1)
+    parts = Parts(task(config), config, strategy, Workers(strategy, None, stall_timeout_s=60.0))
     train = parts.inputs["train"]
     chunks, number = train.chunks(0), 0
 
@@ -62,7 +63,7 @@ def measure(name: str) -> dict[str, float]:
         _, begin, left = train.schedule.locate(start % train.schedule.steps_per_epoch)
         number = (number + 1) % train.schedule.chunks_per_epoch
         lines = parts.train_loop(train.data, next(chunks), begin, begin + left)
-        return sum(progress.steps for progress in lines)
+        return sum(line.steps for line in lines)
 
     products = Products(Workload(batch=config.batch_size))
 

@@ -71,11 +71,13 @@ def measure(strategy_name: str, devices: int, size: str) -> dict[str, float]:
     import dist_train
     from dist_train import environments, mnist, replicas
     from dist_train.build import Parts
+    from dist_train.workers import Workers
 
     task, steps = large if size == "large" else mnist.task, _TURN_STEPS[size]
     config = dist_train.Config(strategy=strategy_name, devices=devices)
     cluster = environments.find_cluster(os.environ, strategy_name, config.start_timeout_s)
     strategy = replicas.create(strategy_name, devices, cluster)
+    workers = Workers(strategy, cluster, stall_timeout_s=60.0)
     # The whole step comes last: in it the workers wait for each other.
     kinds = {
         "compute": {"reduction": True, "update": True},
@@ -85,7 +87,7 @@ def measure(strategy_name: str, devices: int, size: str) -> dict[str, float]:
     loops = {}
     for kind, left_out in kinds.items():
         with without(**left_out):
-            parts = Parts(task(config), config, strategy, local_replicas=max(1, devices))
+            parts = Parts(task(config), config, strategy, workers)
             train = parts.inputs["train"]
             chunk = next(train.chunks(0))
             loops[kind] = parts.train_loop, train.data, chunk
@@ -94,7 +96,7 @@ def measure(strategy_name: str, devices: int, size: str) -> dict[str, float]:
     for _ in range(_TURNS):
         for kind, (loop, data, chunk) in loops.items():
             begin = time.perf_counter()
-            done = sum(progress.steps for progress in loop(data, chunk, 0, steps))
+            done = sum(line.steps for line in loop(data, chunk, 0, steps))
             if done != steps:
                 raise AssertionError(f"{kind}: {done} steps of {steps}")
             times[kind].append((time.perf_counter() - begin) / done)

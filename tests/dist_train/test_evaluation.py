@@ -1,5 +1,8 @@
 """An evaluation: exact sums, in the order of the steps where that matters."""
 
+import threading
+import time
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import tensorflow as tf
 import dist_train
 from dist_train import replicas
 from dist_train.build import Parts
+from dist_train.workers import Workers
 
 X = np.arange(1.0, 51.0, dtype=np.float32)[:, None]
 
@@ -39,7 +43,7 @@ def evaluated(*layers, preprocess=None, **settings):
     )
     config = dist_train.Config(batch_size=8, **settings)
     strategy = replicas.create(config.strategy, config.devices, None)
-    parts = Parts(task, config, strategy, local_replicas=config.devices or 1)
+    parts = Parts(task, config, strategy, Workers(strategy, None, stall_timeout_s=60.0))
     inputs = parts.inputs["validation"]
     at_once, while_loop = [], tf.while_loop
 
@@ -79,6 +83,39 @@ def test_steps_in_python_come_one_after_the_other():
     assert sums.tolist() == [X.sum(), 50.0]
     assert [int(first) for first in seen] == [1, 9, 17, 25, 33, 41, 49]
     assert at_once == {1}
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_python_that_claims_to_have_no_state_is_not_entered_twice(hidden):
+    lock = threading.Lock()
+
+    def alone(x):
+        assert lock.acquire(blocking=False), "another thread is here"
+        time.sleep(0.01)
+        lock.release()
+        return x
+
+    def python(x):
+        return tf.numpy_function(alone, [x], x.dtype, stateful=False)
+
+    def preprocess(x, y, seed):
+        del seed
+        return tf.ensure_shape((tf.function(python) if hidden else python)(x), x.shape), y
+
+    sums, at_once = evaluated(preprocess=preprocess)
+    assert sums.tolist() == [X.sum(), 50.0]
+    assert at_once == {1}
+
+
+@pytest.mark.parametrize(("width", "steps"), [(200_000, {2}), (300_000, {1})])
+def test_steps_that_hold_much_memory_come_one_after_the_other(width, steps):
+    def preprocess(x, y, seed):
+        del seed
+        return tf.reduce_mean(tf.broadcast_to(x, [x.shape[0], width]), 1, keepdims=True), y
+
+    sums, at_once = evaluated(preprocess=preprocess)
+    assert sums[0] == pytest.approx(X.sum(), rel=1e-4)
+    assert at_once == steps
 
 
 def test_steps_of_several_replicas_do_not_overlap():

@@ -132,6 +132,20 @@ def test_auto_is_resident_where_it_fits(tmp_path):
     assert choose("auto", [dist_train.Arrays(mapped, Y)], 1) == (False, "an array is a file")
 
 
+def test_chunks_are_those_of_a_stream_where_another_worker_streams(monkeypatch):
+    monkeypatch.setattr("dist_train.input._STREAM_CHUNK_BYTES", 3 * 8 * 20)
+
+    def steps(**settings):
+        inputs = Input(
+            dist_train.Arrays(X, Y), tf.distribute.get_strategy(), batch_size=8, **settings
+        )
+        return inputs.schedule.chunk_steps
+
+    assert steps(resident=True) == 13
+    assert steps(resident=True, also_streamed=True) == 3
+    assert steps(resident=False) == steps(resident=False, also_streamed=True) == 3
+
+
 def test_resident_needs_arrays():
     class Other:
         def __len__(self):

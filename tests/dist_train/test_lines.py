@@ -9,8 +9,10 @@ import dist_train
 from dist_train import replicas
 from dist_train.build import Parts
 from dist_train.log import RunLog
+from dist_train.pace import Pace
 from dist_train.rows import read_rows
 from dist_train.step import TrainLoop
+from dist_train.workers import Workers
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(100, 6)).astype(np.float32)
@@ -43,11 +45,28 @@ def told(monkeypatch):
 
     def listed(*args, **kwargs):
         lines = call(*args, **kwargs)
-        calls.append([progress.steps for progress in lines])
+        calls.append([line.steps for line in lines])
         return lines
 
     monkeypatch.setattr(TrainLoop, "__call__", listed)
     return calls
+
+
+class Unhurried(Pace):
+    """Calls are as long as they may be, from the first one on."""
+
+    def __init__(self, most):
+        super().__init__(most)
+        self.wish = self.steps = most
+
+    def done(self, steps, *, agreed):
+        super().done(steps, agreed=agreed)
+        self.wish = self._most
+
+
+@pytest.fixture(autouse=True)
+def _unhurried(monkeypatch):
+    monkeypatch.setattr("dist_train.fit.Pace", Unhurried)
 
 
 @pytest.fixture
@@ -127,13 +146,13 @@ def test_a_call_ends_with_the_last_line_that_it_can_tell_of(tmp_path, told):
 def test_a_line_ends_after_its_steps_or_with_the_call(strategy, start, stop, to_line, steps):
     config = dist_train.Config(batch_size=8, log_steps=4, **strategy)
     made = replicas.create(config.strategy, config.devices, None)
-    parts = Parts(task(), config, made, local_replicas=config.devices or 1)
+    parts = Parts(task(), config, made, Workers(made, None, stall_timeout_s=60.0))
     inputs = parts.inputs["train"]
     lines = parts.train_loop(inputs.data, next(inputs.chunks(0)), start, stop, 7, to_line=to_line)
-    assert [progress.steps for progress in lines] == steps
-    assert [progress.sums[1] for progress in lines] == [8 * n for n in steps]
-    assert all(progress.last[1] == 8 and progress.gradient_norm > 0.0 for progress in lines)
-    assert all(progress.next_steps == 7 and not progress.stop for progress in lines)
+    assert [line.steps for line in lines] == steps
+    assert [line.sums[1] for line in lines] == [8 * n for n in steps]
+    assert all(line.last[1] == 8 and line.gradient_norm > 0.0 for line in lines)
+    assert all(line.next_steps == 7 and not line.stop for line in lines)
 
 
 @each_strategy

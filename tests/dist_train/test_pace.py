@@ -14,15 +14,24 @@ class _Clock:
 def _call(pace, clock, steps, seconds):
     with pace.call():
         clock.now += seconds
-    pace.done(steps)
+    pace.done(steps, agreed=pace.wish)
 
 
-def test_a_fixed_number_stays():
+def test_a_call_makes_no_more_than_the_most_that_was_given():
     clock = _Clock()
     pace = Pace(7, clock)
-    for seconds in (5.0, 0.001, 0.001):
-        _call(pace, clock, 7, seconds)
-        assert pace.wish == 7
+    assert pace.wish == 1
+    for seconds, wish in ((5.0, 1), (0.001, 7), (0.001, 7), (10.0, 1)):
+        _call(pace, clock, 7 if wish == 7 else 1, seconds)
+        assert pace.wish == wish
+
+
+def test_the_next_call_makes_what_the_chief_has_wished():
+    clock = _Clock()
+    pace = Pace(None, clock)
+    assert pace.steps == 1
+    pace.done(1, agreed=3)
+    assert (pace.steps, pace.wish) == (3, 1)
 
 
 def test_steps_are_single_until_one_has_been_timed_without_compiling():

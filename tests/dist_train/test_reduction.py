@@ -8,6 +8,7 @@ import tensorflow as tf
 import dist_train
 from dist_train import mnist, reduction, replicas
 from dist_train.build import Parts
+from dist_train.workers import Workers
 
 
 class Several(tf.distribute.MultiWorkerMirroredStrategy):
@@ -113,7 +114,9 @@ def test_tensors_of_all_shapes_travel_in_one_vector():
 def mirrored(devices):
     config = dist_train.Config(strategy="mirrored", devices=devices, jit_compile="false")
     strategy = replicas.create(config.strategy, config.devices, None)
-    return Parts(mnist.task(config), config, strategy, local_replicas=devices)
+    return Parts(
+        mnist.task(config), config, strategy, Workers(strategy, None, stall_timeout_s=60.0)
+    )
 
 
 def step_of(devices):

@@ -140,6 +140,12 @@ def test_skip_keeps_batch_statistics_clean(tmp_path, settings):
     )
 
 
+@pytest.mark.parametrize("log_steps", [1, 5, 500])
+def test_skip_goes_on_while_some_steps_are_finite(tmp_path, log_steps):
+    bad = task([79])  # the last of the 5 steps of an epoch
+    assert train(tmp_path, bad, on_nan="skip", epochs=102, log_steps=log_steps).step == 510
+
+
 def test_skip_gives_up_when_nothing_is_finite_any_more(tmp_path):
     with pytest.raises(dist_train.RunError, match=r"no step was finite since step 0; the last"):
         train(tmp_path, task(range(80)), on_nan="skip", epochs=50)
@@ -151,6 +157,17 @@ def test_restore_goes_back_to_the_checkpoint_and_on_behind_the_step(tmp_path, se
     # 3 fails: back to 2, on with 4; 8 fails: back to 6, on with 9.
     assert_weights(result, by_hand([1, 2, 4, 5, 6, 9, 10]))
     assert result.step == 10
+
+
+@each_strategy
+def test_what_a_rewind_has_undone_is_in_no_row(tmp_path, settings):
+    train(
+        tmp_path, task([33]), on_nan="restore", epochs=2, checkpoint_steps=2, log_steps=4,
+        **settings,
+    )  # fmt: skip
+    found = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
+    assert [row["step"] for row in found] == [4, 10]  # the loss of step 8 is not finite
+    assert all(row["loss"] > 0.0 and row["examples_per_second"] > 0.0 for row in found)
 
 
 def test_restore_before_the_first_checkpoint_starts_again_from_the_initial_weights(tmp_path):

@@ -216,9 +216,9 @@ def test_replicas_that_hold_different_weights_are_found():
     x = np.ones((8, 1), np.float32)
     inputs = Input(dist_train.Arrays(x, x[:, 0]), strategy, resident=True, batch_size=4)
     chunk = next(inputs.chunks(0))
-    [progress] = loop(inputs.data, chunk, 0, 1)
-    assert not progress.diverged
+    [line] = loop(inputs.data, chunk, 0, 1)
+    assert not line.diverged
     model.trainable_variables[0].value.values[1].assign([[5.0]])
-    [progress] = loop(inputs.data, chunk, 0, 2)
-    assert progress.diverged
-    assert progress.steps == 1
+    [line] = loop(inputs.data, chunk, 0, 2)
+    assert line.diverged
+    assert line.steps == 1
