@@ -6,6 +6,8 @@ import logging as python_logging
 import os
 import signal
 import sys
+import sysconfig
+import traceback
 from pathlib import Path
 
 from absl import flags, logging
@@ -35,8 +37,19 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         # The user's own code failed, or ours did; the traceback is one flag away.
         text = f"{type(error).__name__}: {one_line(error)} (--v=1 shows the traceback)"
-        return _report(error, text, 1)
+        return _report(error, _place(error) + text, 1)
     return 0
+
+
+def _place(error: BaseException) -> str:
+    """'mine.py:12: ', the innermost line that is the user's own; '' if there is none."""
+    paths = map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))
+    libraries = (os.path.dirname(__file__), *paths)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        generated = frame.filename.startswith("<") or "__autograph_generated" in frame.filename
+        if not generated and not frame.filename.startswith(libraries):
+            return f"{os.path.relpath(frame.filename)}:{frame.lineno}: "
+    return ""
 
 
 def _train(config: Config) -> None:
@@ -112,10 +125,17 @@ class _Formatter(python_logging.Formatter):
         )
 
 
+def _reopen_streams() -> None:
+    """Gives /dev/null to those that are closed (`>&-`), whose numbers other files would get."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w"))
+
+
 def run() -> None:
     """The console script."""
-    # TensorFlow's C++ reports the absence of GPUs as an error; its failures come as exceptions too.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    _reopen_streams()
     faulthandler.register(signal.SIGQUIT)  # like a JVM: the stacks, and on it goes
     options.define_flags(flags.FLAGS)
     options.define_help(flags.FLAGS)

@@ -1,25 +1,30 @@
 """Build: from a task and the settings to the parts that a run needs, in the strategy's scope."""
 
 import contextlib
+import json
 import zlib
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from dist_train import layers, optimizers
 from dist_train.best import Best
 from dist_train.config import Config
 from dist_train.errors import UsageError, one_line
 from dist_train.evaluation import make_evaluation
-from dist_train.examples import Arrays, Source
+from dist_train.examples import Arrays, Dataset, Source, digest
 from dist_train.input import Input, choose
-from dist_train.program import Program, check_labels, example_loss, smoothed
+from dist_train.program import Program, check_labels, example_loss, narrowed, smoothed
 from dist_train.rows import Row
 from dist_train.step import LossScale, TrainLoop
 from dist_train.task import Task
 from dist_train.workers import Workers
+
+_TRIED = 4  # examples
+_TOLD = 64  # examples
 
 
 class Parts:
@@ -84,6 +89,7 @@ class Parts:
             parts=config.gradient_accumulation,
             padded=layers.padding(**sizes),
         )
+        self._check_functions(task)
         self._check_held_out(task)
         self.train_loop = TrainLoop(
             strategy,
@@ -132,10 +138,8 @@ class Parts:
             raise UsageError(
                 f"Task.model gave a {type(model).__name__}; it must give a keras.Model"
             )
-        if not model.built:
-            raise UsageError(
-                "the model has no input shape yet; start it with keras.Input or build it"
-            )
+        if not model.built or not model.weights:
+            self._call_once(model, task)
         if self.total_steps and not model.trainable_variables:
             raise UsageError(f"model {model.name} has no weights to train; unfreeze a layer")
         created_here = self._strategy.extended.variable_created_in_scope
@@ -145,6 +149,19 @@ class Parts:
                 " scope; make it in that function"
             )
         return model
+
+    def _call_once(self, model: keras.Model, task: Task) -> None:
+        """Makes the weights of a model that takes its input's shape from its first input."""
+        x, y = tf.nest.map_structure(tf.constant, tuple(task.train[np.zeros(1, np.int64)]))
+        try:
+            if task.preprocess is not None:
+                x, _ = task.preprocess(x, y, None)
+            model(tf.nest.map_structure(narrowed, x), training=False)
+        except (ValueError, TypeError, tf.errors.OpError) as error:
+            raise UsageError(
+                f"model {model.name} has no weights yet, and cannot be called on an example of"
+                f" Task.train: {one_line(error)}"
+            ) from error
 
     def _own_optimizer(self, task: Task) -> keras.optimizers.Optimizer:
         assert task.optimizer is not None
@@ -201,6 +218,21 @@ class Parts:
                 " has none"
             )
 
+    def _check_functions(self, task: Task) -> None:
+        """Tries them on a few examples; what fails as a whole fails in the first step too."""
+        if self._config.mode != "train":
+            return
+        rows = np.unique(np.linspace(0, len(task.train) - 1, _TRIED).astype(np.int64))
+        if isinstance(task.train, Dataset):  # it gives its first ones only
+            rows = np.arange(len(rows))
+        examples = tf.nest.map_structure(tf.constant, tuple(task.train[rows]))
+        try:
+            self.program.check_independence(examples)
+        except UsageError:
+            raise
+        except Exception:  # the first step fails too, and says where
+            logging.debug("the functions of the task cannot be tried", exc_info=True)
+
     def _check_held_out(self, task: Task) -> None:
         """Tries one example of what has other shapes than `train`: its turn comes hours later."""
         zero, like = np.zeros(1, np.int32), _shapes(task.train)
@@ -220,6 +252,22 @@ class Parts:
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """See `optimizers.averaged_weights`."""
         return optimizers.averaged_weights(self._strategy, self.model, self.optimizer)
+
+    def outline(self, task: Task) -> dict[str, str]:
+        """What a resumed run should find as it was, {what: a text to compare}."""
+        sources = {"train examples": task.train, "validation examples": task.validation}
+        digests = {
+            name: f"{digest(source, most=_TOLD):08x}"
+            for name, source in sources.items()
+            if source is not None
+        }
+        loss = task.loss if isinstance(task.loss, str) else None
+        settings = self.optimizer.get_config()
+        del settings["name"]  # Keras numbers them
+        return digests | {
+            "loss": loss or getattr(task.loss, "__name__", type(task.loss).__name__),
+            "optimizer": json.dumps(settings, sort_keys=True, default=lambda o: type(o).__name__),
+        }
 
     def row(self, step: int) -> Row:
         """How far `step` is, for the log."""

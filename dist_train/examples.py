@@ -162,19 +162,20 @@ class Dataset:
 _DIGEST_ROWS = 2048
 
 
-def digest(source: Source) -> int:
+def digest(source: Source, *, most: int | None = None) -> int:
     """A 32-bit checksum of the examples, to compare between workers.
 
-    Arrays in memory are read whole; of anything else the length and up to 2,048 examples, evenly
-    spaced, are; of a Dataset its first ones.
+    Args:
+      most: how many examples are read, evenly spaced, or the first ones of a Dataset. None: of
+        arrays in memory all, of anything else 2,048.
     """
     checksum = zlib.crc32(str(len(source)).encode())
-    if isinstance(source, Arrays) and source.in_memory:
+    if most is None and isinstance(source, Arrays) and source.in_memory:
         arrays = source.arrays()
     elif isinstance(source, Dataset):
-        arrays = _leaves(source[np.arange(min(len(source), _DIGEST_ROWS))])
+        arrays = _leaves(source[np.arange(min(len(source), most or _DIGEST_ROWS))])
     else:
-        rows = np.unique(np.linspace(0, len(source) - 1, _DIGEST_ROWS).astype(np.int64))
+        rows = np.unique(np.linspace(0, len(source) - 1, most or _DIGEST_ROWS).astype(np.int64))
         arrays = _leaves(source[rows])
     for array in arrays:
         array = np.ascontiguousarray(array)

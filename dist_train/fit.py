@@ -1,6 +1,7 @@
 """Fit: the steps of a run, call by call, and what is to be done between two calls."""
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -95,8 +96,9 @@ class Fit:
     def _call(self, step: int) -> list[Line]:
         """As many steps as the pace allows and nothing interrupts."""
         loop, times = self._parts.train_loop, self._times
-        chunk, begin, left = self._chunk(step)
         self._profile.reach(step)
+        began_at = time.perf_counter()
+        chunk, begin, left = self._chunk(step)
         to_line = times.steps_to_line(step)
         steps = min(
             left,
@@ -107,7 +109,9 @@ class Fit:
         )
         data = self._parts.inputs["train"].data
         with self._workers.together(f"steps {step + 1} to {step + steps}"), self._pace.call():
-            return loop(data, chunk, begin, begin + steps, self._pace.wish, to_line=to_line)
+            lines = loop(data, chunk, begin, begin + steps, self._pace.wish, to_line=to_line)
+        self._seconds = time.perf_counter() - began_at  # the wait for the input included
+        return lines
 
     def _chunk(self, step: int) -> tuple[Chunk, int, int]:
         """The chunk with a step, the step's place in it, and how many steps it still has."""
@@ -129,7 +133,7 @@ class Fit:
         self._log.advance(end - step)
         self._heartbeat.beat(end)
         self._state.check()
-        step_s, shares = self._pace.seconds / (end - step), None
+        step_s, shares = self._seconds / (end - step), None
         for line in lines:
             step += line.steps
             self._tally.add(line.sums, line.steps * step_s)
@@ -186,6 +190,10 @@ class Fit:
         if values is None:
             return False
         self._results["validation"] = values
+        if not math.isfinite(values["loss"]):
+            self._workers.log(
+                logging.WARNING, "the validation loss of step %s is %s", step, values["loss"]
+            )
         self._log.evaluation("validation", self._parts.row(step) | values)
         return self._parts.best.see(values[self._config.best_metric], step)
 

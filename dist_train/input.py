@@ -247,7 +247,8 @@ class Input:
 
     def _read(self, ids: tf.Tensor, failures: list[Exception]) -> Any:
         """(x, y) with arrays [S * b, …] of the examples `ids`; padding repeats example 0."""
-        template = _fetch(self._source, np.zeros(1, np.int64))
+        with tf.init_scope():  # a source may use TensorFlow itself
+            template = _fetch(self._source, np.zeros(1, np.int64))
         flat = tf.nest.flatten(template)
         read = self._reader()
 

@@ -15,7 +15,7 @@ from absl import logging
 from dist_train import metrics, prediction, replicas, versions
 from dist_train import task as tasks
 from dist_train.build import Parts
-from dist_train.errors import Stopped, WorkerLost
+from dist_train.errors import RunError, Stopped, WorkerLost, one_line
 from dist_train.examples import digest
 from dist_train.fit import Fit
 from dist_train.follower import follow
@@ -81,6 +81,8 @@ class _Loop:
         self._task = task
         self._outcome: Outcome | None = None
         if workdir is not None:
+            # Before a checkpoint gives the optimizer another learning rate.
+            self._outline = self._parts.outline(task)
             self._outcome = Outcome(task, self._parts, config, workers, workdir)
 
     def train(self) -> Result:
@@ -102,12 +104,14 @@ class _Loop:
                 results, step = fit.run(step)
             finally:
                 self._state.close()  # what was begun before an error is written all the same
+            if not results and self._config.eval_epochs:  # it was finished before this start
+                results = self._validated()
             self._state.take_best(step)
             if (test := self._evaluate("test")) is not None:
                 results["test"] = test
                 log.evaluation("test", self._parts.row(step) | test)
             if self._outcome is not None:
-                self._outcome.write(step, results, log, self._heartbeat.beat)
+                self._write(self._outcome, step, results, log)
         if self._outcome is not None:  # its log is whole only now
             self._outcome.tell()
         self._workers.leave()
@@ -165,6 +169,19 @@ class _Loop:
                 self._heartbeat.beat()
         return metrics.means(names, total)
 
+    def _validated(self) -> dict[str, Means]:
+        values = self._evaluate("validation")
+        return {} if values is None else {"validation": values}
+
+    def _write(self, outcome: Outcome, step: int, results: dict[str, Means], log: RunLog) -> None:
+        try:
+            outcome.write(step, results, log, self._heartbeat.beat)
+        except (OSError, tf.errors.OpError) as error:
+            raise RunError(
+                f"the training is finished and saved, but what follows from it cannot be written:"
+                f" {one_line(error)}; the same command writes it when it can be"
+            ) from error
+
     # Workers that agree.
 
     def _check_same_data(self, task: tasks.Task) -> None:
@@ -188,7 +205,13 @@ class _Loop:
             yield RunLog()
             return
         config, count, numbers = self._config, self._workers.count, versions.installed()
-        self._workdir.write_config(dataclasses.asdict(config), numbers)
+        changed = self._workdir.write_config(dataclasses.asdict(config), numbers, self._outline)
+        if step and changed:
+            logging.warning(
+                "workdir=%s was begun with other settings of the task (%s): it goes on from there,"
+                " and the numbers are not those of one run; for a run of its own use another"
+                " --workdir", self._workdir.name, ", ".join(changed),
+            )  # fmt: skip
         logging.info(
             "%s\nstrategy %s, %d worker%s, %s each\n%s\nworkdir %s%s",
             "  ".join(f"{name} {number}" for name, number in numbers.items()),

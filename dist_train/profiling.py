@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import tensorflow as tf
+from absl import logging
 
 
 class Profile:
@@ -19,6 +20,7 @@ class Profile:
         self._bounds = steps or ()
         self._folder = folder
         self._running = False
+        self._is_due = bool(self._bounds) and folder is not None
 
     def steps_to_next(self, step: int) -> int:
         """Steps until `reach` must be called again; many, if never."""
@@ -31,7 +33,7 @@ class Profile:
         first, last = self._bounds
         if not self._running and first <= step < last:
             tf.profiler.experimental.start(str(self._folder))
-            self._running = True
+            self._running, self._is_due = True, False
         elif self._running and step >= last:
             self.close()
 
@@ -40,3 +42,5 @@ class Profile:
         if self._running:
             self._running = False
             tf.profiler.experimental.stop()
+        elif self._is_due:
+            logging.warning("no profile: the run had no steps %s to %s", *self._bounds)

@@ -66,10 +66,7 @@ class Program:
         """
         training = epoch is not None
         weights = tf.cast(ids >= 0, tf.float32)
-        # As model.fit does: float64 is NumPy's habit more often than anybody's intention.
-        x, y = tf.nest.map_structure(_narrowed, examples)
-        if self.preprocess is not None:
-            x, y = self._preprocessed(x, y, ids, epoch)
+        x, y = self._prepared(examples, ids, epoch)
         outputs = tf.nest.map_structure(as_float32, self.model(x, training=training))
         loss_of = self.training_loss if training and self.training_loss else self.loss
         loss = tf.reduce_sum(_per_example("loss", loss_of(y, outputs), ids) * weights)
@@ -84,10 +81,42 @@ class Program:
             objective += count * tf.cast(tf.add_n(self.model.losses), tf.float32)
         return objective, tf.stack([loss, count, *metrics])
 
-    def _preprocessed(
-        self, x: Any, y: Any, ids: tf.Tensor, epoch: tf.Tensor | None
-    ) -> tuple[Any, Any]:
-        assert self.preprocess is not None
+    def check_independence(self, examples: Any) -> None:
+        """Refuses a loss or a metric whose value for one example depends on those beside it.
+
+        It would change with the padding and with the number of replicas. A keras.losses object that
+        a function calls gives such a value, its mean over the batch, and so does what sets [batch]
+        against [batch, 1].
+
+        Args:
+          examples: (x, y) with arrays [b, …], some of which differ.
+
+        Raises:
+          UsageError: as said.
+        """
+        ids = tf.range(len(tf.nest.flatten(examples)[0]))
+        x, y = self._prepared(examples, ids, None)
+        outputs = tf.nest.map_structure(as_float32, self.model(x, training=False))
+        one = tf.nest.map_structure(lambda array: array[:1], (y, outputs))
+        named = {f"metric {name}": metric for name, metric in self.metrics.items()}
+        for name, function in {"loss": self.loss, **named}.items():
+            together, again = (_first(name, function, (y, outputs), ids) for _ in range(2))
+            alone = _first(name, function, one, ids[:1])
+            # What draws random numbers says nothing.
+            if together == again and not np.isclose(together, alone, rtol=1e-3, atol=1e-5):
+                raise UsageError(
+                    f"the {name} of an example is {alone:.4g} by itself and {together:.4g} beside"
+                    f" {len(ids) - 1} others, of which it must not depend: in a function of your"
+                    " own call functions of Keras, not objects of keras.losses, and let no"
+                    " [batch] meet a [batch, 1]"
+                )
+
+    def _prepared(self, examples: Any, ids: tf.Tensor, epoch: tf.Tensor | None) -> tuple[Any, Any]:
+        """(x, y) as the model and the loss see them."""
+        # As model.fit does: float64 is NumPy's habit more often than anybody's intention.
+        x, y = tf.nest.map_structure(narrowed, examples)
+        if self.preprocess is None:
+            return x, y
         found = self.preprocess(x, y, None if epoch is None else self._seeds(ids, epoch))
         if not isinstance(found, tuple | list) or len(found) != 2:
             raise UsageError(f"preprocess returned a {type(found).__name__}; it must return (x, y)")
@@ -127,8 +156,19 @@ def example_loss(loss: Any) -> Callable[[Any, Any], tf.Tensor]:
     loss = _by_name(loss)
     if not isinstance(loss, keras.losses.Loss):
         return loss
+    kind = type(loss).__name__
+    if loss.reduction == "sum":
+        raise UsageError(
+            f"loss {kind} has reduction='sum', and here a loss is the mean over the examples; drop"
+            " it, and multiply --learning_rate by --batch_size for the same steps"
+        )
 
     def per_example(y: Any, outputs: Any) -> tf.Tensor:
+        if not tf.is_tensor(outputs):
+            raise UsageError(
+                f"loss {kind} is for one output, and the model has {len(outputs)}; give"
+                " fn(y, outputs) -> [batch] that adds up those of each"
+            )
         losses = tf.convert_to_tensor(loss.call(y, outputs))
         # [batch, time], say: one loss per example is the mean over the other axes.
         return tf.reduce_mean(losses, axis=list(range(1, losses.shape.rank)))
@@ -221,7 +261,8 @@ def _by_name(loss: Any) -> Any:
         ) from error
 
 
-def _narrowed(array: tf.Tensor) -> tf.Tensor:
+def narrowed(array: tf.Tensor) -> tf.Tensor:
+    """An array of the examples as the model sees it: float64 is float32."""
     return tf.cast(array, tf.float32) if array.dtype == tf.float64 else array
 
 
@@ -230,11 +271,18 @@ def as_float32(output: tf.Tensor) -> tf.Tensor:
     return tf.cast(output, tf.float32) if output.dtype.is_floating else output
 
 
+def _first(name: str, function: Callable, arguments: tuple[Any, Any], ids: tf.Tensor) -> float:
+    """The value of the first example."""
+    return float(_per_example(name, function(*arguments), ids)[0])
+
+
 def _per_example(name: str, values: Any, ids: tf.Tensor) -> tf.Tensor:
     values = tf.cast(values, tf.float32)
     if values.shape.rank != 1 or values.shape[0] != ids.shape[0]:
+        batched = values.shape.rank and values.shape[0] == ids.shape[0]
         raise UsageError(
             f"the {name} function returned the shape {values.shape}; it must return one value per"
-            f" example, [{ids.shape[0]}]: leave out the reduction over the batch"
+            f" example, [{ids.shape[0]}]: "
+            + ("reduce the other axes" if batched else "leave out the reduction over the batch")
         )
     return values

@@ -105,6 +105,8 @@ def _open_workdir(config: Config) -> contextlib.AbstractContextManager[Workdir]:
 
 
 def _create_strategy(config: Config, cluster: Cluster | None) -> "tf.distribute.Strategy":
+    # Its C++ reports the absence of GPUs as an error; its failures come as exceptions too.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with watchdog.bound(
         config.start_timeout_s + 60.0,
         "TensorFlow did not start with its peers within {seconds}, although all had arrived; one of"

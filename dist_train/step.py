@@ -104,6 +104,7 @@ class TrainLoop:
                 self._loop(self._replica_step), jit_compile=jit_compile, autograph=False
             )
             self._run = lambda *args: strategy.run(loop, args=args)
+            traced = loop
         else:
             # A loop of strategy.run: a collective cannot be inside a program of XLA's, so only
             # the forward and backward pass are.
@@ -111,7 +112,9 @@ class TrainLoop:
                 self._share = tf.function(  # type: ignore[method-assign]
                     self._share, jit_compile=True, autograph=False
                 )
-            self._run = tf.function(self._loop(self._distributed_step), autograph=False)
+            self._run = traced = tf.function(self._loop(self._distributed_step), autograph=False)
+        # TensorFlow counts by the line of the code, and takes one run after another for a mistake.
+        traced._omit_frequent_tracing_warning = True
 
     def __call__(
         self,

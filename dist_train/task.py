@@ -184,6 +184,8 @@ def _import(module_name: str):
             return importlib.import_module(module_name)
         path = Path(module_name)
         name = path.stem
+        if (folder := str(path.parent.absolute())) not in sys.path:  # as of a script
+            sys.path.insert(0, folder)
         taken = name in sys.stdlib_module_names or name in sys.modules
         if taken and getattr(sys.modules.get(name), "__file__", None) != str(path.absolute()):
             name = f"task_{name}"  # never in the place of a module that others import

@@ -6,6 +6,7 @@ copied there before each checkpoint and in the end; the checkpoints go there dir
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import tempfile
@@ -52,13 +53,13 @@ class Workdir:
         A remote one is not locked: its stores have no means for it.
 
         Args:
-          path: None: runs/<UTC time>.
+          path: None: runs/<UTC time>, a new one.
           create: whether a missing folder is made.
 
         Raises:
           UsageError: it cannot be made or written, or another run uses it.
         """
-        path = path or time.strftime("runs/%Y-%m-%dT%H-%M-%SZ", time.gmtime())
+        path = path or _fresh()
         if is_remote(path):
             with tempfile.TemporaryDirectory(prefix="dist_train-") as local:
                 workdir = cls(Path(local), name=path)
@@ -158,12 +159,46 @@ class Workdir:
                 " another --workdir"
             )
 
-    def write_config(self, config: Mapping[str, Any], versions: Mapping[str, str]) -> None:
-        """Writes config.json, whole or not at all."""
-        text = json.dumps({"config": dict(config), "versions": dict(versions)}, indent=2)
+    def write_config(
+        self,
+        config: Mapping[str, Any],
+        versions: Mapping[str, str],
+        task: Mapping[str, str] | None = None,
+    ) -> list[str]:
+        """Writes config.json, whole or not at all.
+
+        Args:
+          task: what is known of the task.
+
+        Returns:
+          What of it the start before has known otherwise.
+        """
+        known = dict(task or {})
+        before = {}
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            before = json.loads(self.config.read_text()).get("task", {})
+        saved = {"config": dict(config), "versions": dict(versions), "task": known}
+        text = json.dumps(saved, indent=2)
         partial = self.config.with_suffix(".partial")
         partial.write_text(text + "\n")
         partial.replace(self.config)
+        if not isinstance(before, dict):
+            return []
+        return [name for name in known if before.get(name, known[name]) != known[name]]
+
+
+def _fresh() -> str:
+    """A new folder in runs/, also for two runs that begin within a second."""
+    name = time.strftime("runs/%Y-%m-%dT%H-%M-%SZ", time.gmtime())
+    for path in itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2))):
+        try:
+            os.makedirs(path)
+        except FileExistsError:
+            continue
+        except OSError:
+            return path  # which will be explained
+        return path
+    raise AssertionError("there is always another number")
 
 
 def saved_settings(folder: str) -> dict[str, Any]:

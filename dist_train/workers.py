@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -92,7 +93,7 @@ class Workers:
                 raise RunError(f"{what}: {essence(error)}") from error
             why = re.sub(r".*aborted by: |The error could be.*|Additional GRPC.*", "", text)
             raise WorkerLost(
-                f"{what}: {self._lost(text)} was lost ({why[:200].strip()})"
+                f"{what}: {self._lost(text)} was lost ({textwrap.shorten(why, 200)})"
             ) from error
 
     def leave(self) -> None:

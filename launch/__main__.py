@@ -96,6 +96,7 @@ def _main(argv: Sequence[str]) -> int:
 def _run_local(command: Sequence[str]) -> int:
     from launch import local, plan
 
+    command = [_located(command[0]), *command[1:]]
     if not options.DRY_RUN.value:
         _check_command(command[0])
     _, max_workers = options.parse_workers(options.WORKERS.value or "2")
@@ -254,6 +255,13 @@ def _workdir(command: Sequence[str]) -> str | None:
         if name in ("--workdir", "-workdir"):
             found = value if equals else following
     return found
+
+
+def _located(name: str) -> str:
+    """The command; one that is installed beside this one need not be on the path."""
+    beside = os.path.join(os.path.dirname(sys.executable), name)
+    is_beside = os.sep not in name and not shutil.which(name) and shutil.which(beside)
+    return beside if is_beside else name
 
 
 def _check_command(name: str) -> None:

@@ -146,6 +146,19 @@ def test_chunks_are_those_of_a_stream_where_another_worker_streams(monkeypatch):
     assert steps(resident=False) == steps(resident=False, also_streamed=True) == 3
 
 
+def test_a_source_may_use_tensorflow():
+    class Tensors:
+        def __len__(self):
+            return len(X)
+
+        def __getitem__(self, indices):
+            return tf.gather(X, indices), tf.gather(Y, indices)
+
+    inputs = Input(Tensors(), tf.distribute.get_strategy(), resident=False, batch_size=8)
+    chunk = next(inputs.chunks(0))
+    np.testing.assert_array_equal(chunk.examples[1][:100], Y)
+
+
 def test_resident_needs_arrays():
     class Other:
         def __len__(self):

@@ -15,6 +15,14 @@ from dist_train import Config
 
 ROOT = Path(__file__).parents[2]
 SLOW = pytest.mark.slow  # each starts TensorFlow
+MINE = """
+import dist_train, keras, numpy as np
+
+def task():
+    x = np.ones((8, 1), np.float32)
+    model = lambda: keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    return dist_train.Task(model=model, train=dist_train.Arrays(x, x), loss="mse")
+"""
 TWO_WORKERS = '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 0}}'
 
 
@@ -133,8 +141,36 @@ def test_what_is_wrong_in_task_or_data_is_one_line(tmp_path, arguments, message)
 def test_an_error_in_the_users_own_code_is_one_line_and_its_traceback_a_flag_away(tmp_path):
     (tmp_path / "mine.py").write_text("def task():\n    return 1 / 0\n")
     arguments = ["--task=mine.py:task", "--workdir=run"]
-    assert_one_line(command(*arguments, cwd=tmp_path), 1, "ZeroDivisionError: division by zero")
+    message = "error: mine.py:2: ZeroDivisionError: division by zero"
+    assert_one_line(command(*arguments, cwd=tmp_path), 1, message)
     assert "Traceback" in command(*arguments, "--v=1", cwd=tmp_path).stderr
+
+
+@SLOW
+def test_a_script_of_several_runs_is_silent(tmp_path):
+    script = MINE.replace(", keras, numpy", ", numpy").replace(
+        "    x =", "    import keras\n    x ="
+    )
+    for _ in range(4):
+        script += "dist_train.train(task, dist_train.Config(batch_size=8, epochs=1))\n"
+    (tmp_path / "mine.py").write_text(script)
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    del environ["TF_CPP_MIN_LOG_LEVEL"]
+    done = subprocess.run(
+        [sys.executable, "mine.py"], cwd=tmp_path, env=environ, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+
+
+@SLOW
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_hindrance(tmp_path, closed):
+    (tmp_path / "mine.py").write_text(MINE)
+    line = f"{sys.executable} -m dist_train --task=mine.py:task --epochs=1 --workdir=run {closed}"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(line, shell=True, cwd=tmp_path, env=environ, timeout=120).returncode == 0
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_a_loss_that_is_nan_ends_with_status_1(tmp_path):
@@ -157,7 +193,7 @@ def test_the_collector_leaves_tensorflow_alone_where_the_process_is_the_run_s(tm
     )
     done = command("--task=mine.py:task", "--batch_size=8", "--epochs=1", cwd=tmp_path)
     assert "collects True frozen True" in done.stdout, done.stderr
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "mine.py"], cwd=tmp_path, env=environ, capture_output=True, text=True
     )

@@ -247,6 +247,21 @@ def test_a_resumed_run_reports_all_of_it(workdir):
     assert len(read_rows(Path(workdir) / "metrics.jsonl")) == 7
 
 
+def test_exports_that_cannot_be_written_lose_nothing(workdir, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dist_train.export.write", full)
+        with pytest.raises(dist_train.RunError, match=r"is finished and saved, but.*No space left"):
+            train(workdir)
+    again = train(workdir)
+    assert again.metrics["validation"]["accuracy"] == pytest.approx(
+        read_rows(Path(workdir) / "metrics.jsonl")[-2]["accuracy"]
+    )
+    assert (Path(workdir) / "report.html").exists()
+
+
 def test_a_remote_workdir_gets_all_of_it(tmp_path):
     train(f"file://{tmp_path}/run")
     assert "Worst mistakes" in (tmp_path / "run" / "report.html").read_text()

@@ -45,6 +45,12 @@ def _task(**changed) -> Task:
     return Task(**{"model": lambda: None, "train": _EXAMPLES, "loss": "mse"} | changed)
 
 
+def test_a_file_of_another_folder_finds_its_neighbours(folder, tmp_path_factory, monkeypatch):
+    (folder / "my_task_neighbour.py").write_text("from my_task_file import function\n")
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert isinstance(load(f"{folder}/my_task_neighbour.py:function", _CONFIG), Task)
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with a file and a package, as the current one."""

@@ -57,6 +57,55 @@ def assert_equal_weights(one, other):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
 
 
+def test_the_rate_counts_the_wait_for_the_input(workdir):
+    class Slow:
+        def __len__(self):
+            return 80
+
+        def __getitem__(self, indices):
+            time.sleep(0.4 if len(indices) > 1 else 0.0)
+            return X[indices], Y[indices]
+
+    train(workdir, {"train": Slow(), "validation": None, "test": None}, epochs=12, log_steps=5)
+    rates = [row["examples_per_second"] for row in rows(workdir, "train")]
+    # Chunks of 80 examples, of which some are read ahead while the first call compiles.
+    assert all(rate < 80 / 0.2 for rate in rates[6:])
+
+
+def test_a_finished_run_tells_its_metrics_again(workdir):
+    first, again = train(workdir), train(workdir)
+    assert again.metrics.keys() == {"validation", "test"}
+    for kind, values in again.metrics.items():
+        assert values == pytest.approx(first.metrics[kind])
+
+
+def test_a_task_that_has_changed_is_told_of(workdir, caplog):
+    train(workdir, {"optimizer": lambda: keras.optimizers.SGD(0.01)}, learning_rate=0.001)
+    with caplog.at_level(logging.WARNING):
+        train(workdir, {"optimizer": lambda: keras.optimizers.SGD(0.01)}, learning_rate=0.001)
+    assert "begun with" not in caplog.text
+    changes = {
+        "optimizer": lambda: keras.optimizers.SGD(0.1),
+        "train": dist_train.Arrays(2 * X[:80], Y[:80]),
+    }
+    with caplog.at_level(logging.WARNING):
+        train(workdir, changes, epochs=3, learning_rate=0.001)
+    assert "other settings of the task (train examples, optimizer): it goes on" in caplog.text
+
+
+def test_a_validation_that_is_not_finite_is_told_of(workdir, caplog):
+    held_out = dist_train.Arrays(np.full_like(X[80:], np.nan), Y[80:])
+    with caplog.at_level(logging.WARNING):
+        train(workdir, {"validation": held_out}, epochs=1)
+    assert "the validation loss of step 5 is nan" in caplog.text
+
+
+def test_a_profile_of_steps_that_never_come_is_told_of(workdir, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(workdir, epochs=1, profile_steps="100,120")
+    assert "no profile: the run had no steps 100 to 120" in caplog.text
+
+
 def test_the_workdir_holds_what_it_promises(workdir):
     result = train(workdir)
     folder = Path(workdir)
@@ -294,9 +343,7 @@ def test_an_input_that_is_the_bottleneck_is_told(tmp_path, caplog, slow):
             return 80
 
         def __getitem__(self, indices):
-            if (
-                slow == "input" and len(indices) > 1
-            ):  # a chunk, here an epoch: when it is waited for
+            if slow == "input" and len(indices) == 80:  # a chunk, here an epoch, is waited for
                 lines.wait_for(next(chunks))
                 time.sleep(0.5)
             return X[indices], Y[indices]

@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,27 @@ def test_the_default_is_named_after_the_time(tmp_path, monkeypatch):
     with Workdir.locked(None) as workdir:
         assert re.fullmatch(r"runs/\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ", str(workdir.path))
         assert workdir.path.is_dir()
+
+
+def test_two_runs_of_one_second_have_two_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.gmtime", lambda: time.struct_time((2026, 1, 2, 3, 4, 5, 0, 0, 0)))
+    paths = []
+    for _ in range(3):
+        with Workdir.locked(None) as workdir:
+            paths.append(str(workdir.path))
+    name = "runs/2026-01-02T03-04-05Z"
+    assert paths == [name, f"{name}-2", f"{name}-3"]
+
+
+def test_a_place_where_no_folder_can_be_made_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").touch()
+    with (
+        pytest.raises(UsageError, match=r"workdir=runs/.* cannot be written"),
+        Workdir.locked(None),
+    ):
+        pass
 
 
 def test_a_missing_folder_is_not_made_to_be_evaluated(tmp_path):
@@ -121,7 +143,7 @@ def test_a_setting_of_a_newer_version_does_not_hinder(tmp_path):
 def test_config_is_whole_with_its_versions(tmp_path):
     workdir = _written(tmp_path)
     saved = json.loads(workdir.config.read_text())
-    assert saved == {"config": _TRAJECTORY, "versions": {"python": "3.11"}}
+    assert saved == {"config": _TRAJECTORY, "versions": {"python": "3.11"}, "task": {}}
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
@@ -137,6 +159,16 @@ def test_a_failed_write_leaves_the_old_config(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         workdir.write_config(Config(seed=9).trajectory(), {})
     assert workdir.config.read_text() == before
+
+
+def test_what_the_task_was_is_compared_with_what_it_is(tmp_path):
+    workdir = _written(tmp_path)  # by a version that knew nothing of it
+    assert workdir.write_config({}, {}, {"loss": "mse", "optimizer": "sgd"}) == []
+    assert workdir.write_config({}, {}, {"loss": "mse", "optimizer": "adam", "more": "x"}) == [
+        "optimizer"
+    ]
+    workdir.config.write_text('{"task": []}')
+    assert workdir.write_config({}, {}, {"loss": "mse"}) == []
 
 
 _JSON = st.recursive(

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -122,6 +123,15 @@ def test_missing_command_is_127_and_one_line(launcher):
     result = launcher.run("--workers=2", "--", "no-such-command", "--flag")
     assert result.status == 127
     assert result.err == "dist-launch: command not found: no-such-command\n"
+
+
+def test_a_command_beside_the_launcher_need_not_be_on_the_path(launcher, tmp_path):
+    name = os.path.basename(sys.executable)
+    done = launcher.run(
+        "--workers=1", "--", name, "-c", "print('found')", env={"PATH": str(tmp_path)}
+    )
+    assert done.status == 0, done.err
+    assert b"found" in done.out
 
 
 def test_file_without_permission_is_126_and_one_line(launcher, tmp_path):

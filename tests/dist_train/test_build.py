@@ -1,0 +1,141 @@
+"""What a task's functions are tried for, and models whose weights a call must make."""
+
+import contextlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import dist_train
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(40, 5)).astype(np.float32)
+Y = (X.sum(axis=1) > 0).astype(np.int32)
+REAL = X.sum(axis=1)
+STRATEGIES = [{}, {"strategy": "mirrored", "devices": 2}]
+each_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
+
+crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+square = keras.losses.mean_squared_error
+
+
+def model(outputs=1):
+    return keras.Sequential([keras.Input((5,)), keras.layers.Dense(outputs)])
+
+
+def train(workdir, *, y=REAL, outputs=1, **settings):
+    names = {"strategy", "devices"}
+    config = {name: settings.pop(name) for name in names & set(settings)}
+    fields = {"model": lambda: model(outputs), "train": dist_train.Arrays(X, y), "loss": "mse"}
+    task = dist_train.Task(**(fields | settings))
+    return dist_train.train(
+        task, dist_train.Config(workdir=str(workdir), batch_size=16, epochs=1, **config)
+    )
+
+
+def weighted(y, outputs):
+    return tf.gather([1.0, 4.0], y) * crossentropy(y, outputs)
+
+
+def every_pair(y, outputs):
+    return tf.reduce_mean(tf.square(y - outputs), -1)
+
+
+def in_batch(y, outputs):
+    return tf.square(y - outputs[:, 0]) + tf.reduce_mean(outputs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"loss": weighted, "y": Y, "outputs": 2}, "loss"),
+        ({"loss": every_pair}, "loss"),
+        ({"loss": in_batch}, "loss"),
+        ({"metrics": {"error": every_pair}}, "metric error"),
+    ],
+)
+def test_a_value_that_depends_on_other_examples_is_refused(workdir, changes, name):
+    with pytest.raises(
+        dist_train.UsageError, match=rf"the {name} of an example is [\d.]+ by itself and [\d.]+ be"
+    ):
+        train(workdir, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": crossentropy, "y": Y, "outputs": 2},
+        {"loss": lambda y, o: square(y[:, None], o)},
+        {"loss": lambda y, o: square(y[:, None], o) + tf.random.uniform([]), "y": REAL},
+        {"y": (REAL, np.abs(X[:, 0])), "loss": lambda y, o: y[1] * square(y[0][:, None], o)},
+        {"y": np.full(40, np.nan, np.float32), "loss": every_pair},
+    ],
+)
+def test_a_value_of_the_example_alone_passes(workdir, changes):
+    nan = isinstance(changes.get("y"), np.ndarray) and np.isnan(changes["y"]).any()
+    fails = pytest.raises(dist_train.RunError, match="is nan")
+    with fails if nan else contextlib.nullcontext():
+        train(workdir, **changes)
+
+
+def test_a_sum_over_the_batch_is_refused(workdir):
+    loss = keras.losses.MeanSquaredError(reduction="sum")
+    with pytest.raises(dist_train.UsageError, match=r"has reduction='sum', and here.*mean"):
+        train(workdir, loss=loss)
+
+
+def test_one_loss_for_two_outputs_is_refused(workdir):
+    def two():
+        inputs = keras.Input((5,))
+        return keras.Model(inputs, {"p": keras.layers.Dense(1)(inputs), "q": inputs})
+
+    loss = keras.losses.MeanSquaredError()
+    with pytest.raises(dist_train.UsageError, match="is for one output, and the model has 2"):
+        train(workdir, model=two, loss=loss)
+
+
+def test_a_metric_with_an_axis_too_many_is_told_what_to_do(workdir):
+    metrics = {"right": lambda y, outputs: tf.cast(tf.equal(y[:, None], outputs), tf.float32)}
+    with pytest.raises(dist_train.UsageError, match=r"shape \(4, 1\).*reduce the other axes"):
+        train(workdir, metrics=metrics)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.inner = keras.layers.Dense(8, activation="relu")
+        self.drop = keras.layers.Dropout(0.1)
+        self.last = keras.layers.Dense(1)
+
+    def call(self, x, training=False):
+        return self.last(self.drop(self.inner(x), training=training))
+
+
+def said_to_be_built():
+    made = Subclassed()
+    made.build((None, 5))
+    return made
+
+
+@pytest.mark.filterwarnings("ignore:.build... was called:UserWarning")
+@each_strategy
+@pytest.mark.parametrize(
+    "made", [Subclassed, said_to_be_built, lambda: keras.Sequential([keras.layers.Dense(1)])]
+)
+def test_a_model_without_weights_is_called_on_an_example(workdir, strategy, made):
+    result = train(workdir, model=made, preprocess=lambda x, y, seed: (x * 2.0, y), **strategy)
+    assert result.model.count_params() > 0
+    exported = tf.saved_model.load(f"{workdir}/saved_model")
+    np.testing.assert_allclose(
+        exported.serve(X[:3]), result.model(X[:3], training=False), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_model_that_no_example_fits_is_named(workdir):
+    def made():
+        first = keras.layers.Reshape((7, 7))
+        return keras.Sequential([first, keras.layers.Flatten(), keras.layers.Dense(1)])
+
+    with pytest.raises(dist_train.UsageError, match=r"has no weights yet, and cannot be called"):
+        train(workdir, model=made)
