@@ -2,6 +2,18 @@
 
 `import dist_train` is cheap: TensorFlow is imported when training starts, because the number of
 logical devices and the workers' connections must be settled before it initializes.
+
+Where to look, besides this interface (task, examples, config, result, errors):
+
+  start       start, session, environments, cluster, rendezvous, replicas, stopping, watchdog
+  a run       loop, fit, build, state, best, timetable, pace, divergence, workers, follower
+  a step      step, line, program, reduction, agreement, optimizers, layers, evaluation
+  data        schedule, input, buffers, readahead, mnist
+  on disk     workdir, checkpoint, storage, rows, export
+  what is said    log, metrics, tensorboard, timesheet, heartbeat, profiling, outcome, report,
+              curves, pictures, review, comparison, prediction
+  the command     __main__, options, settings, arguments, recipes, versions
+  memory      allocator
 """
 
 from dist_train.config import Config

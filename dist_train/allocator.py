@@ -1,8 +1,8 @@
 """Allocator: what TensorFlow frees in one step stays here for the next.
 
 The GNU C library gives large blocks back to the kernel as soon as they are freed, and the kernel
-clears every page of the next one. A step that sums 10 million gradients between two workers takes
-so 37,000 page faults, which are half of its time (158 ms, 86 without).
+clears every page of the next one. A step that sums 10 million gradients between two workers
+has 37,000 page faults then, which are half of its time (158 ms, 86 without).
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Layers: what those of a model demand from the step."""
+"""Layers: what the layers of a model demand of the step."""
 
 import keras
 import tensorflow as tf
@@ -53,7 +53,7 @@ def choose_jit(
         return False, "synchronized batch normalization communicates within the model"
     if not gpu and any(isinstance(layer, _CONVOLUTIONS) for layer in layers):
         return False, "on CPU, XLA's gradient of a convolution is many times slower"
-    return True, "no layer speaks against it"
+    return True, "every layer suits it"
 
 
 def padding(*, batch_size: int, examples: int, replicas: int, parts: int = 1) -> str | None:

@@ -185,7 +185,10 @@ class _Loop:
     # Workers that agree.
 
     def _check_same_data(self, task: tasks.Task) -> None:
-        """Settings again: a second run in a process does without the rendezvous."""
+        """Raises UsageError if a worker has other examples, or settings.
+
+        The settings were compared at the rendezvous, which a second run in a process does without.
+        """
         if self._workers.count == 1:
             return
         settings = json.dumps(self._config.shared(), sort_keys=True)

@@ -35,16 +35,16 @@ class Tally:
         self._untimed = self._examples()
 
     def add(self, sums: np.ndarray, seconds: float) -> None:
-        """Further steps."""
+        """Counts further steps."""
         self.sums = self.sums + sums
         self._seconds += seconds
 
     def means(self) -> dict[str, float]:
-        """Over all examples."""
+        """The means over all examples."""
         return means(self._names, self.sums)
 
     def examples_per_second(self) -> float:
-        """Of those whose time is known."""
+        """The rate of the examples whose time is known."""
         return (self._examples() - self._untimed) / max(self._seconds, 1e-9)
 
     def _examples(self) -> float:

@@ -22,7 +22,7 @@ _LEAST_RUN_BYTES = 8 << 10
 
 
 class Readahead:
-    """Of one array.
+    """Tells the kernel of the rows of one array.
 
     Advice takes a microsecond a row, in vain where all is in the page cache. So it is given for as
     long as there is something to read, by the kernel's own counts for the thread that reads.

@@ -192,7 +192,7 @@ class TrainLoop:
         return float(np.median(np.diff(timestamps().numpy())))
 
     def _first(self, values: Any) -> tf.Tensor:
-        """Of the first replica of this process."""
+        """What the first replica of this process has."""
         return self._strategy.experimental_local_results(values)[0]
 
     def _loop(self, run_step: Callable[..., tuple]) -> Callable[..., tuple]:

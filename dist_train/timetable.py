@@ -15,7 +15,7 @@ class Timetable:
     checkpoint_secs: float | None = None
 
     def steps_to_next(self, step: int) -> int:
-        """Steps until something must be done between two of them; no line, see TrainLoop."""
+        """Steps until a call must end, for a validation or a checkpoint; a line needs no end."""
         periods = [self.steps_per_epoch]
         if self.checkpoint_steps is not None:
             periods.append(self.checkpoint_steps)
@@ -30,12 +30,12 @@ class Timetable:
         return step % self.log_steps == 0 or step == self.total_steps
 
     def validates(self, step: int) -> bool:
-        """Whether a validation is."""
+        """Whether a validation is due after `step` steps."""
         epoch, within = divmod(step, self.steps_per_epoch)
         return within == 0 and self.eval_epochs > 0 and epoch % self.eval_epochs == 0
 
     def saves(self, step: int, seconds: float) -> bool:
-        """Whether a checkpoint is, `seconds` after the one before."""
+        """Whether a checkpoint is due after `step` steps, `seconds` after the one before."""
         if self.checkpoint_secs is not None and seconds >= self.checkpoint_secs:
             return True
         return self.schedules(step)

@@ -44,6 +44,13 @@ def commands(name):
     return [pytest.param(arguments, id=line) for line, arguments in found.items()]
 
 
+def test_the_map_of_the_package_names_each_module():
+    folder = ROOT / "dist_train"
+    modules = {path.stem for path in folder.glob("[!_.]*") if path.suffix in ("", ".py")}
+    assert dist_train.__doc__ is not None
+    assert modules - set(re.findall(r"\w+", dist_train.__doc__)) == set()
+
+
 @pytest.mark.parametrize("arguments", commands("dist-train"))
 def test_a_command_of_the_trainer_parses(arguments):
     # A file of flags need not be there, and absl answers --help with an exit.
