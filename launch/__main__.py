@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NoReturn
 from absl import flags
 
 from launch import mpi, options
+from launch.errors import CommandNotExecutable, CommandNotFound, UsageError
 from launch.kubernetes import options as kubernetes_options
-from launch.options import CommandNotExecutable, CommandNotFound, UsageError
 from launch.slurm import options as slurm_options
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from launch.options import UsageError
+from launch.errors import UsageError
 
 _ENTRY = re.compile(
     r"(?:(?P<user>[^\s@:,\[\]]+)@)?"

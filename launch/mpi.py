@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 
 from launch import options
+from launch.errors import CommandNotFound
 
 # What mpirun does in its own way, or not at all.
 REFUSED = {
@@ -68,5 +69,5 @@ def run(command: Sequence[str]) -> int:
     elif shutil.which("mpirun"):
         os.execvpe(line[0], line, {**os.environ, **grace})
     else:
-        raise options.CommandNotFound("command not found: mpirun; install Open MPI or MPICH")
+        raise CommandNotFound("command not found: mpirun; install Open MPI or MPICH")
     return 0

@@ -6,24 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from absl import flags
 
-
-class UsageError(Exception):
-    """The user has to change something; its text is one or two lines."""
-
-    status = 2
-
-
-class CommandNotFound(UsageError):
-    """A program is not there."""
-
-    status = 127
-
-
-class CommandNotExecutable(UsageError):
-    """A program is there, and cannot be run."""
-
-    status = 126
-
+from launch.errors import UsageError
 
 # Flags of our own: dist_train has some of the same names, and a test may import both.
 FLAGS = flags.FlagValues()

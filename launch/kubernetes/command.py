@@ -5,9 +5,9 @@ import sys
 from collections.abc import Sequence
 
 from launch import options as common
+from launch.errors import UsageError
 from launch.kubernetes import documents, manifest, notes, options, pod
 from launch.kubernetes.settings import Settings, Volume
-from launch.options import UsageError
 
 # The Trainer's bound for a TrainJob's command.
 _MAX_ARGUMENTS = 128

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from launch.options import UsageError
+from launch.errors import UsageError
 
 KINDS = ("job", "jobset", "trainjob", "tfjob")
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")

@@ -4,7 +4,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 
-from launch.options import CommandNotFound
+from launch.errors import CommandNotFound
 
 _TIMEOUT_S = 60.0
 _ENDED = (

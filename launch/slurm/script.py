@@ -14,7 +14,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
-from launch.options import UsageError
+from launch.errors import UsageError
 
 # Seconds before the time limit at which the workers are told, and within which their end counts as
 # its consequence: Slurm may be a minute early, and a minute is for saving.

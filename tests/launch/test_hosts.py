@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from launch import hosts
+from launch.errors import UsageError
 from launch.hosts import Entry
-from launch.options import UsageError
 
 _NAMES = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,20}[a-z0-9])?", fullmatch=True)
 _ADDRESSES = _NAMES | st.ip_addresses(v=6).map(lambda ip: f"[{ip}]")

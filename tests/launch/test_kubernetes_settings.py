@@ -5,8 +5,8 @@ import re
 import pytest
 import yaml
 
+from launch.errors import UsageError
 from launch.kubernetes.settings import KINDS, Settings, Volume
-from launch.options import UsageError
 
 
 def settings(**changes):

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from launch.options import UsageError
+from launch.errors import UsageError
 from launch.slurm import client, script
 from launch.slurm.script import Request
 
