@@ -13,11 +13,6 @@ from dist_train import arguments
 from dist_train.errors import UsageError
 from dist_train.settings import converted
 
-# Paths and habits of one machine: they may differ between the workers of a run.
-_PER_WORKER = {
-    "workdir", "data_dir", "input", "progress", "initial_weights",
-    "start_timeout_s", "stall_timeout_s", "grace_period_s", "checkpoint",
-}  # fmt: skip
 _MAX_TIMEOUT_S = 1e6  # sockets take no more than 2^31 ms
 STRATEGIES = ("default", "mirrored", "multi_worker")
 
@@ -27,16 +22,23 @@ def _setting(
     help: str,
     *,
     trajectory: bool = False,
+    per_worker: bool = False,
     choices: tuple[str, ...] = (),
     lower: float | None = None,
     upper: float | None = None,
 ) -> Any:
-    """A field of Config; `trajectory` settings must agree with the workdir's on a resume."""
+    """A field of Config.
+
+    Args:
+      trajectory: whether it must agree with the workdir's on a resume.
+      per_worker: whether workers may have it otherwise: a path or a habit of one machine.
+    """
     return dataclasses.field(
         default=default,
         metadata={
             "help": help,
             "trajectory": trajectory,
+            "per_worker": per_worker,
             "choices": choices,
             "lower": lower,
             "upper": upper,
@@ -81,6 +83,7 @@ class Config:
         None,
         "A folder with the four IDX files (plain or .gz), or an .npz with x_train, y_train,"
         " x_test, y_test. Default: the MNIST inside the package.",
+        per_worker=True,
     )
     augment_shift: int = _setting(
         0,
@@ -186,6 +189,7 @@ class Config:
         "resident: the examples live on each device; stream: they are read as they are needed;"
         " auto: resident where they fit.",
         choices=("auto", "resident", "stream"),
+        per_worker=True,
     )
     log_steps: int = _setting(
         200, "Steps between two lines of the log. They come when a compiled call ends.", lower=1
@@ -195,6 +199,7 @@ class Config:
         None,
         "The folder that holds everything of the run; one that exists is resumed. Default:"
         " runs/<UTC time>.",
+        per_worker=True,
     )
     checkpoint_steps: int | None = _setting(
         None, "Steps between two checkpoints. Default: the end of each epoch.", lower=1
@@ -224,9 +229,10 @@ class Config:
         None,
         "For --mode=evaluate and predict: a step, best, or the folder of a checkpoint. Default:"
         " the newest.",
+        per_worker=True,
     )
     initial_weights: str | None = _setting(
-        None, "A .weights.h5 or .keras file to start from.", trajectory=True
+        None, "A .weights.h5 or .keras file to start from.", trajectory=True, per_worker=True
     )
     mode: str = _setting(
         "train",
@@ -252,18 +258,22 @@ class Config:
         choices=("float32", "mixed_bfloat16", "mixed_float16"),
     )
     start_timeout_s: float = _setting(
-        120.0, "Seconds to wait for all workers to arrive.", lower=0.0, upper=_MAX_TIMEOUT_S
+        120.0,
+        "Seconds to wait for all workers to arrive.",
+        lower=0.0,
+        upper=_MAX_TIMEOUT_S,
+        per_worker=True,
     )
     stall_timeout_s: float = _setting(
         600.0, "Seconds that a call of the loop, an evaluation or a save may take.", lower=0.0,
-        upper=_MAX_TIMEOUT_S,
+        upper=_MAX_TIMEOUT_S, per_worker=True,
     )  # fmt: skip
     profile_steps: str | None = _setting(
         None, "'100,120': profile steps 100 to 120 into the workdir's tensorboard/. Default: none."
     )
     grace_period_s: float = _setting(
         30.0, "Seconds that a worker has to save and leave after SIGTERM or SIGINT.", lower=0.1,
-        upper=_MAX_TIMEOUT_S,
+        upper=_MAX_TIMEOUT_S, per_worker=True,
     )  # fmt: skip
     on_nan: str = _setting(
         "stop",
@@ -276,6 +286,7 @@ class Config:
         "auto",
         "A progress bar: auto shows it on a terminal.",
         choices=("auto", "true", "false"),
+        per_worker=True,
     )
 
     def __post_init__(self) -> None:
@@ -357,7 +368,11 @@ class Config:
 
     def shared(self) -> dict[str, Any]:
         """The settings that all workers of a run must have alike."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in _PER_WORKER}
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if not field.metadata["per_worker"]
+        }
 
     def trajectory(self) -> dict[str, Any]:
         """The settings that decide the sequence of batches, losses and weights."""
