@@ -227,7 +227,8 @@ class Parts:
             rows = np.arange(len(rows))
         examples = tf.nest.map_structure(tf.constant, tuple(task.train[rows]))
         try:
-            self.program.check_independence(examples)
+            with layers.unchanged(self._strategy, self.model):
+                self.program.check_independence(examples)
         except UsageError:
             raise
         except Exception:  # the first step fails too, and says where
@@ -242,7 +243,8 @@ class Parts:
                 continue
             x, y = tf.nest.map_structure(tf.constant, tuple(source[zero.astype(np.int64)]))
             try:
-                self.program.sums((x, y), tf.constant(zero), None)
+                with layers.unchanged(self._strategy, self.model):
+                    self.program.sums((x, y), tf.constant(zero), None)
             except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
                 raise UsageError(
                     f"Task.{kind} has examples {_shapes(source)} where train has {like}:"

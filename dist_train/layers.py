@@ -1,10 +1,16 @@
 """Layers: what the layers of a model demand of the step."""
 
+import contextlib
+from collections.abc import Iterator
+
 import keras
+import numpy as np
 import tensorflow as tf
 
 from dist_train.errors import UsageError
 
+# Elements of a variable in which a layer may count something.
+_SMALL = 1 << 20
 _CONVOLUTIONS = (
     keras.layers.Conv1D,
     keras.layers.Conv2D,
@@ -106,6 +112,27 @@ def check_batch_statistics(
             f"{layers[0].name} would gather statistics of its own on each of {replicas} replicas;"
             " use BatchNormalization(synchronized=True)"
         )
+
+
+@contextlib.contextmanager
+def unchanged(strategy: tf.distribute.Strategy, model: keras.Model) -> Iterator[None]:
+    """Undoes what calls of the model in the body count, gather or draw.
+
+    That lies in small variables; a large one that is not trained is a layer that was frozen.
+    """
+    trained = {id(variable) for variable in model.trainable_variables}
+    kept = [
+        (variable, np.array(variable.numpy()))
+        for variable in model.variables
+        if id(variable) not in trained and np.prod(variable.shape) <= _SMALL
+    ]
+    try:
+        yield
+    finally:
+        with strategy.scope():
+            for variable, value in kept:
+                if not np.array_equal(variable.numpy(), value):
+                    variable.assign(value)
 
 
 def random_states(model: keras.Model) -> list[keras.Variable]:

@@ -101,6 +101,31 @@ def test_a_metric_with_an_axis_too_many_is_told_what_to_do(workdir):
         train(workdir, metrics=metrics)
 
 
+class Counting(keras.layers.Layer):
+    """Counts its calls, and draws a number in each."""
+
+    def build(self, shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
+        self.seeds = keras.random.SeedGenerator(7)
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return x + 0.0 * keras.random.uniform((), seed=self.seeds)
+
+
+@each_strategy
+def test_what_is_tried_leaves_no_trace(workdir, strategy):
+    def counting():
+        dense = keras.layers.Dense(1)
+        return keras.Sequential([keras.Input((5,)), Counting(), dense])
+
+    result = train(workdir, model=counting, **strategy)
+    layer = result.model.layers[0]
+    assert layer.calls.numpy() == 3.0  # steps
+    counter = layer.seeds.state.numpy()[1]
+    assert counter == 3 * (result.step // 3)
+
+
 class Subclassed(keras.Model):
     def __init__(self):
         super().__init__()
