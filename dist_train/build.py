@@ -1,7 +1,6 @@
 """Build: from a task and the settings to the parts that a run needs, in the strategy's scope."""
 
 import contextlib
-import json
 import zlib
 from typing import Any
 
@@ -13,18 +12,19 @@ from absl import logging
 from dist_train import layers, optimizers
 from dist_train.best import Best
 from dist_train.config import Config
-from dist_train.errors import UsageError, one_line
+from dist_train.errors import DistTrainError, UsageError, one_line
 from dist_train.evaluation import make_evaluation
-from dist_train.examples import Arrays, Dataset, Source, digest
-from dist_train.input import Input, choose
+from dist_train.examples import Arrays, Source, checksum, spaced
+from dist_train.input import Input, choose, fetch
 from dist_train.program import Program, check_labels, example_loss, narrowed, smoothed
 from dist_train.rows import Row
 from dist_train.step import LossScale, TrainLoop
 from dist_train.task import Task
 from dist_train.workers import Workers
 
-_TRIED = 4  # examples
-_TOLD = 64  # examples
+_TRIED = 5  # examples
+# What a model that cannot be called may raise.
+_REFUSALS = (ValueError, TypeError, AttributeError, NotImplementedError, tf.errors.OpError)
 
 
 class Parts:
@@ -77,7 +77,7 @@ class Parts:
             self.model,
             gpu=_on_gpu(),
             replicas=self._replicas,
-            strings=_has_strings(task.train),
+            strings=any(array.dtype == tf.string for array in tf.nest.flatten(self._some["train"])),
         )
         self.program = Program(
             model=self.model,
@@ -89,8 +89,8 @@ class Parts:
             parts=config.gradient_accumulation,
             padded=layers.padding(**sizes),
         )
-        self._check_functions(task)
-        self._check_held_out(task)
+        self._check_functions()
+        self._check_held_out()
         self.train_loop = TrainLoop(
             strategy,
             self.program,
@@ -116,6 +116,7 @@ class Parts:
         self._resident, self._input_reason = choose(
             config.input, list(sources.values()), workers.local_replicas
         )
+        self._some = {kind: _some(source) for kind, source in sources.items()}
         with workers.together("the choice of the input"):
             alike = workers.all_say(self._resident)
         self.inputs = {
@@ -152,12 +153,18 @@ class Parts:
 
     def _call_once(self, model: keras.Model, task: Task) -> None:
         """Makes the weights of a model that takes its input's shape from its first input."""
-        x, y = tf.nest.map_structure(tf.constant, tuple(task.train[np.zeros(1, np.int64)]))
+        x, y = tf.nest.map_structure(narrowed, self._some["train"])
         try:
             if task.preprocess is not None:
                 x, _ = task.preprocess(x, y, None)
-            model(tf.nest.map_structure(narrowed, x), training=False)
-        except (ValueError, TypeError, tf.errors.OpError) as error:
+            # Without values, as `fit` does, which nothing can count.
+            model(
+                tf.nest.map_structure(
+                    lambda array: keras.KerasTensor((None, *array.shape[1:]), array.dtype.name), x
+                ),
+                training=False,
+            )
+        except _REFUSALS as error:
             raise UsageError(
                 f"model {model.name} has no weights yet, and cannot be called on an example of"
                 f" Task.train: {one_line(error)}"
@@ -218,37 +225,37 @@ class Parts:
                 " has none"
             )
 
-    def _check_functions(self, task: Task) -> None:
+    def _check_functions(self) -> None:
         """Tries them on a few examples; what fails as a whole fails in the first step too."""
         if self._config.mode != "train":
             return
-        rows = np.unique(np.linspace(0, len(task.train) - 1, _TRIED).astype(np.int64))
-        if isinstance(task.train, Dataset):  # it gives its first ones only
-            rows = np.arange(len(rows))
-        examples = tf.nest.map_structure(tf.constant, tuple(task.train[rows]))
         try:
             with layers.unchanged(self._strategy, self.model):
-                self.program.check_independence(examples)
-        except UsageError:
+                problem = self.program.dependence(self._some["train"])
+        except DistTrainError:
             raise
         except Exception:  # the first step fails too, and says where
             logging.debug("the functions of the task cannot be tried", exc_info=True)
+            return
+        if problem and self._replicas == self.program.parts == 1 and self.program.padded is None:
+            logging.warning("%s; this run has one replica and no padding, so it goes on", problem)
+        elif problem:
+            raise UsageError(problem)
 
-    def _check_held_out(self, task: Task) -> None:
+    def _check_held_out(self) -> None:
         """Tries one example of what has other shapes than `train`: its turn comes hours later."""
-        zero, like = np.zeros(1, np.int32), _shapes(task.train)
+        zero, like = np.zeros(1, np.int32), _shapes(self._some["train"])
         for kind in self.inputs:
-            source = getattr(task, kind)
-            if _shapes(source) == like:
+            shapes = _shapes(self._some[kind])
+            if shapes == like:
                 continue
-            x, y = tf.nest.map_structure(tf.constant, tuple(source[zero.astype(np.int64)]))
+            x, y = tf.nest.map_structure(lambda array: array[:1], self._some[kind])
             try:
                 with layers.unchanged(self._strategy, self.model):
                     self.program.sums((x, y), tf.constant(zero), None)
             except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
                 raise UsageError(
-                    f"Task.{kind} has examples {_shapes(source)} where train has {like}:"
-                    f" {one_line(error)}"
+                    f"Task.{kind} has examples {shapes} where train has {like}: {one_line(error)}"
                 ) from error
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
@@ -257,19 +264,15 @@ class Parts:
 
     def outline(self, task: Task) -> dict[str, str]:
         """What a resumed run should find as it was, {what: a text to compare}."""
-        sources = {"train examples": task.train, "validation examples": task.validation}
-        digests = {
-            name: f"{digest(source, most=_TOLD):08x}"
-            for name, source in sources.items()
-            if source is not None
-        }
-        loss = task.loss if isinstance(task.loss, str) else None
-        settings = self.optimizer.get_config()
-        del settings["name"]  # Keras numbers them
-        return digests | {
-            "loss": loss or getattr(task.loss, "__name__", type(task.loss).__name__),
-            "optimizer": json.dumps(settings, sort_keys=True, default=lambda o: type(o).__name__),
-        }
+        found = {}
+        for kind in ("train", "validation"):
+            if kind in self._some:
+                some = tf.nest.map_structure(lambda array: array.numpy(), self._some[kind])
+                found[f"{kind} examples"] = f"{checksum(len(getattr(task, kind)), some):08x}"
+        named = isinstance(task.loss, str)
+        loss = task.loss if named else getattr(task.loss, "__name__", type(task.loss).__name__)
+        found["loss"] = str(loss)
+        return found | {"optimizer": optimizers.outline(self.optimizer)}
 
     def row(self, step: int) -> Row:
         """How far `step` is, for the log."""
@@ -332,15 +335,14 @@ def _on_gpu() -> bool:
     return bool(tf.config.get_visible_devices("GPU"))
 
 
-def _shapes(source: Source) -> Any:
-    """Those of (x, y) of an example, in their structure."""
-    found = tuple(source[np.zeros(1, np.int64)])
-    return tf.nest.map_structure(lambda array: list(np.shape(array)[1:]), found)
+def _some(source: Source) -> Any:
+    """(x, y) of a few examples."""
+    return tf.nest.map_structure(tf.constant, fetch(source, spaced(source, _TRIED)))
 
 
-def _has_strings(source: Source) -> bool:
-    example = tf.nest.flatten(source[np.zeros(1, np.int64)])
-    return any(np.asarray(array).dtype.kind in "SUO" for array in example)
+def _shapes(some: Any) -> Any:
+    """Those of one example, in their structure."""
+    return tf.nest.map_structure(lambda array: array.shape[1:].as_list(), some)
 
 
 def load_weights(model: keras.Model, path: str) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 
 from dist_train.errors import RunError, UsageError
 
+# Of a Dataset: they are asked for several times before the training begins.
+_KEPT = 8
 Tree = Any  # an array, or a dict, list or tuple of trees
 
 
@@ -107,13 +109,13 @@ class Dataset:
     def __getitem__(self, indices: np.ndarray) -> tuple[Tree, Tree]:
         """Examples of epoch 0, all up to the last of them read: for a few at the beginning."""
         last = int(max(indices))
-        if last == 0 and self._first is not None:
-            read = self._first
-        else:
-            read = next(self.made(0).batch(last + 1).as_numpy_iterator(), None)
-            if read is None or len(next(_leaves(read))) <= last:
-                raise UsageError(f"a Dataset of examples={self._examples} has no example {last}")
-        if last == 0:
+        count = max(last + 1, min(_KEPT, self._examples))
+        read = self._first
+        if read is None or last >= _KEPT:
+            read = next(self.made(0).batch(count).as_numpy_iterator(), None)
+        if read is None or len(next(_leaves(read))) <= last:
+            raise UsageError(f"a Dataset of examples={self._examples} has no example {last}")
+        if count <= _KEPT:
             self._first = read
         x, y = _map(lambda array: array[indices], read)
         return x, y
@@ -162,26 +164,32 @@ class Dataset:
 _DIGEST_ROWS = 2048
 
 
-def digest(source: Source, *, most: int | None = None) -> int:
+def digest(source: Source) -> int:
     """A 32-bit checksum of the examples, to compare between workers.
 
-    Args:
-      most: how many examples are read, evenly spaced, or the first ones of a Dataset. None: of
-        arrays in memory all, of anything else 2,048.
+    Arrays in memory are read whole; of anything else the length and up to 2,048 examples, evenly
+    spaced, are; of a Dataset its first ones.
     """
-    checksum = zlib.crc32(str(len(source)).encode())
-    if most is None and isinstance(source, Arrays) and source.in_memory:
-        arrays = source.arrays()
-    elif isinstance(source, Dataset):
-        arrays = _leaves(source[np.arange(min(len(source), most or _DIGEST_ROWS))])
-    else:
-        rows = np.unique(np.linspace(0, len(source) - 1, most or _DIGEST_ROWS).astype(np.int64))
-        arrays = _leaves(source[rows])
-    for array in arrays:
+    if isinstance(source, Arrays) and source.in_memory:
+        return checksum(len(source), (source.x, source.y))
+    return checksum(len(source), source[spaced(source, _DIGEST_ROWS)])
+
+
+def checksum(count: int, some: Tree) -> int:
+    """32 bits, of a number of examples and some of them."""
+    found = zlib.crc32(str(count).encode())
+    for array in _leaves(some):
         array = np.ascontiguousarray(array)
-        checksum = zlib.crc32(f"{array.dtype}{array.shape}".encode(), checksum)
-        checksum = zlib.crc32(array.reshape(-1).view(np.uint8).data, checksum)
-    return checksum
+        found = zlib.crc32(f"{array.dtype}{array.shape}".encode(), found)
+        found = zlib.crc32(array.reshape(-1).view(np.uint8).data, found)
+    return found
+
+
+def spaced(source: Source, most: int) -> np.ndarray:
+    """[n] int64 indices, n <= most, evenly spaced; of a Dataset those of its first examples."""
+    if isinstance(source, Dataset):
+        return np.arange(min(len(source), most))
+    return np.unique(np.linspace(0, len(source) - 1, most).astype(np.int64))
 
 
 def _as_array(value: Any) -> np.ndarray:

@@ -248,7 +248,7 @@ class Input:
     def _read(self, ids: tf.Tensor, failures: list[Exception]) -> Any:
         """(x, y) with arrays [S * b, …] of the examples `ids`; padding repeats example 0."""
         with tf.init_scope():  # a source may use TensorFlow itself
-            template = _fetch(self._source, np.zeros(1, np.int64))
+            template = fetch(self._source, np.zeros(1, np.int64))
         flat = tf.nest.flatten(template)
         read = self._reader()
 
@@ -269,7 +269,7 @@ class Input:
         """fn(rows) -> the arrays of (x, y) of these examples, for several threads at a time."""
         source, buffers = self._source, Buffers()
         if not isinstance(source, Arrays):
-            return lambda rows: [buffers.copy(a) for a in tf.nest.flatten(_fetch(source, rows))]
+            return lambda rows: [buffers.copy(a) for a in tf.nest.flatten(fetch(source, rows))]
         whole = [(array, Readahead(array)) for array in tf.nest.flatten((source.x, source.y))]
 
         def read(rows: np.ndarray) -> list[np.ndarray]:
@@ -282,7 +282,7 @@ class Input:
         return read
 
     def _stream_steps(self, batch_size: int) -> int:
-        example = _fetch(self._source, np.zeros(1, np.int64))
+        example = fetch(self._source, np.zeros(1, np.int64))
         example_bytes = sum(array.nbytes for array in tf.nest.flatten(example))
         return max(1, _STREAM_CHUNK_BYTES // max(1, example_bytes * batch_size))
 
@@ -307,7 +307,7 @@ class Forward:
         return self._chunk, place, left
 
 
-def _fetch(source: Source, indices: np.ndarray) -> tuple[Any, Any]:
+def fetch(source: Source, indices: np.ndarray) -> tuple[Any, Any]:
     """(x, y) of the examples at `indices`, arrays of that length.
 
     Raises:

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import keras
 import numpy as np
@@ -81,14 +81,14 @@ class _Loop:
         self._task = task
         self._outcome: Outcome | None = None
         if workdir is not None:
-            # Before a checkpoint gives the optimizer another learning rate.
-            self._outline = self._parts.outline(task)
             self._outcome = Outcome(task, self._parts, config, workers, workdir)
 
     def train(self) -> Result:
         """From the newest checkpoint, or from the beginning, to the exported model."""
+        # Before a checkpoint gives the optimizer another learning rate.
+        outline = self._parts.outline(self._task)
         step = self._state.restore()
-        with self._log(step) as log:
+        with self._log(step, outline) as log:
             self._state.log = log
             fit = Fit(
                 self._session,
@@ -104,7 +104,7 @@ class _Loop:
                 results, step = fit.run(step)
             finally:
                 self._state.close()  # what was begun before an error is written all the same
-            if not results and self._config.eval_epochs:  # it was finished before this start
+            if not results and self._times.validates(step):  # it was finished before this start
                 results = self._validated()
             self._state.take_best(step)
             if (test := self._evaluate("test")) is not None:
@@ -202,13 +202,18 @@ class _Loop:
     # What is said.
 
     @contextlib.contextmanager
-    def _log(self, step: int) -> Iterator[RunLog]:
-        """The chief's log, after a block that says what is about to run; the others' is silent."""
+    def _log(self, step: int, outline: Mapping[str, str]) -> Iterator[RunLog]:
+        """The chief's log, after a block that says what is about to run; the others' is silent.
+
+        Args:
+          step: after which it begins.
+          outline: of the task.
+        """
         if self._workdir is None:
             yield RunLog()
             return
         config, count, numbers = self._config, self._workers.count, versions.installed()
-        changed = self._workdir.write_config(dataclasses.asdict(config), numbers, self._outline)
+        changed = self._workdir.write_config(dataclasses.asdict(config), numbers, outline)
         if step and changed:
             logging.warning(
                 "workdir=%s was begun with other settings of the task (%s): it goes on from there,"

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -188,6 +189,19 @@ def check_scaling(optimizer: keras.optimizers.Optimizer) -> None:
             "Task.optimizer scales the loss by itself; leave out LossScaleOptimizer and"
             " loss_scale_factor: --dtype=mixed_float16 scales it"
         )
+
+
+def outline(optimizer: keras.optimizers.Optimizer) -> str:
+    """Its class and settings, as far as they can be told."""
+    name, rate = type(optimizer).__name__, getattr(optimizer, "_learning_rate", None)
+    if callable(rate) and not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        return name  # Keras would take down the function's code, and warn of it
+    try:
+        settings = optimizer.get_config()
+    except (NotImplementedError, TypeError, ValueError, AttributeError):  # of the user's own
+        return name
+    settings.pop("name", None)  # Keras numbers them
+    return name + json.dumps(settings, sort_keys=True, default=lambda value: type(value).__name__)
 
 
 @contextlib.contextmanager

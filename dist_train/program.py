@@ -81,35 +81,47 @@ class Program:
             objective += count * tf.cast(tf.add_n(self.model.losses), tf.float32)
         return objective, tf.stack([loss, count, *metrics])
 
-    def check_independence(self, examples: Any) -> None:
-        """Refuses a loss or a metric whose value for one example depends on those beside it.
+    def dependence(self, examples: Any) -> str | None:
+        """What is wrong with a loss or a metric whose value for one example depends on the others.
 
-        It would change with the padding and with the number of replicas. A keras.losses object that
-        a function calls gives such a value, its mean over the batch, and so does what sets [batch]
+        It changes with the padding and with the number of replicas. A keras.losses object that a
+        function calls gives such a value, its mean over the batch, and so does what sets [batch]
         against [batch, 1].
 
         Args:
           examples: (x, y) with arrays [b, …], some of which differ.
 
-        Raises:
-          UsageError: as said.
+        Returns:
+          None, if all is well.
         """
-        ids = tf.range(len(tf.nest.flatten(examples)[0]))
+        count = len(tf.nest.flatten(examples)[0])
+        ids = tf.range(count)
         x, y = self._prepared(examples, ids, None)
         outputs = tf.nest.map_structure(as_float32, self.model(x, training=False))
-        one = tf.nest.map_structure(lambda array: array[:1], (y, outputs))
+
+        def copies(array: tf.Tensor) -> tf.Tensor:
+            """The first example in all places: the shapes are what the functions know."""
+            if not array.shape.rank or array.shape[0] != count:
+                return array
+            copied = tf.repeat(array[:1], count, axis=0)
+            if (mask := getattr(array, "_keras_mask", None)) is not None:
+                copied._keras_mask = copies(mask)
+            return copied
+
+        same = tf.nest.map_structure(copies, (y, outputs))
         named = {f"metric {name}": metric for name, metric in self.metrics.items()}
         for name, function in {"loss": self.loss, **named}.items():
-            together, again = (_first(name, function, (y, outputs), ids) for _ in range(2))
-            alone = _first(name, function, one, ids[:1])
+            value, again = (_first(name, function, (y, outputs), ids) for _ in range(2))
+            alike = _first(name, function, same, ids)
             # What draws random numbers says nothing.
-            if together == again and not np.isclose(together, alone, rtol=1e-3, atol=1e-5):
-                raise UsageError(
-                    f"the {name} of an example is {alone:.4g} by itself and {together:.4g} beside"
-                    f" {len(ids) - 1} others, of which it must not depend: in a function of your"
-                    " own call functions of Keras, not objects of keras.losses, and let no"
-                    " [batch] meet a [batch, 1]"
+            if value == again and not np.isclose(value, alike, rtol=1e-3, atol=1e-5):
+                return (
+                    f"the {name} of an example is {value:.4g} beside {count - 1} others and"
+                    f" {alike:.4g} beside copies of itself, and must not depend on them: in a"
+                    " function of your own call functions of Keras, not objects of keras.losses,"
+                    " and let no [batch] meet a [batch, 1]"
                 )
+        return None
 
     def _prepared(self, examples: Any, ids: tf.Tensor, epoch: tf.Tensor | None) -> tuple[Any, Any]:
         """(x, y) as the model and the loss see them."""

@@ -182,9 +182,9 @@ class Workdir:
         partial = self.config.with_suffix(".partial")
         partial.write_text(text + "\n")
         partial.replace(self.config)
-        if not isinstance(before, dict):
+        if not before or not isinstance(before, dict):
             return []
-        return [name for name in known if before.get(name, known[name]) != known[name]]
+        return [name for name in {**before, **known} if before.get(name) != known.get(name)]
 
 
 def _fresh() -> str:

@@ -1,6 +1,7 @@
 """What a task's functions are tried for, and models whose weights a call must make."""
 
 import contextlib
+import logging
 
 import keras
 import numpy as np
@@ -25,13 +26,18 @@ def model(outputs=1):
 
 
 def train(workdir, *, y=REAL, outputs=1, **settings):
-    names = {"strategy", "devices"}
+    names = {"strategy", "devices", "batch_size"}
     config = {name: settings.pop(name) for name in names & set(settings)}
     fields = {"model": lambda: model(outputs), "train": dist_train.Arrays(X, y), "loss": "mse"}
     task = dist_train.Task(**(fields | settings))
     return dist_train.train(
-        task, dist_train.Config(workdir=str(workdir), batch_size=16, epochs=1, **config)
+        task, dist_train.Config(workdir=str(workdir), epochs=1, **{"batch_size": 16, **config})
     )
+
+
+class Halving(keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return 0.1 * 0.5 ** tf.cast(step, tf.float32)
 
 
 def weighted(y, outputs):
@@ -57,9 +63,31 @@ def in_batch(y, outputs):
 )
 def test_a_value_that_depends_on_other_examples_is_refused(workdir, changes, name):
     with pytest.raises(
-        dist_train.UsageError, match=rf"the {name} of an example is [\d.]+ by itself and [\d.]+ be"
+        dist_train.UsageError,
+        match=rf"the {name} of an example is [\d.]+ beside 4 others and [\d.]+ beside copies",
     ):
         train(workdir, **changes)
+
+
+def test_a_value_that_depends_on_others_of_a_whole_batch_is_told_of(workdir, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(workdir, loss=in_batch, batch_size=20)
+    assert "beside copies of itself" in caplog.text
+    assert "this run has one replica and no padding, so it goes on" in caplog.text
+
+
+def test_outputs_that_are_no_examples_pass(workdir):
+    def made():
+        inputs = keras.Input((5,))
+        embedded = keras.layers.Dense(4)(inputs)
+        prototypes = Prototypes()(embedded)
+        return keras.Model(inputs, {"e": embedded, "p": prototypes})
+
+    def loss(y, outputs):
+        apart = tf.square(outputs["e"][:, None] - outputs["p"][None])
+        return tf.reduce_min(tf.reduce_sum(apart, -1), 1)
+
+    train(workdir, model=made, loss=loss)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +95,9 @@ def test_a_value_that_depends_on_other_examples_is_refused(workdir, changes, nam
     [
         {"loss": crossentropy, "y": Y, "outputs": 2},
         {"loss": lambda y, o: square(y[:, None], o)},
+        {"loss": lambda y, o: tf.square(y - tf.squeeze(o))},
+        {"optimizer": lambda: keras.optimizers.SGD(Halving())},
+        {"optimizer": lambda: keras.optimizers.SGD(lambda: 0.01)},
         {"loss": lambda y, o: square(y[:, None], o) + tf.random.uniform([]), "y": REAL},
         {"y": (REAL, np.abs(X[:, 0])), "loss": lambda y, o: y[1] * square(y[0][:, None], o)},
         {"y": np.full(40, np.nan, np.float32), "loss": every_pair},
@@ -97,8 +128,16 @@ def test_one_loss_for_two_outputs_is_refused(workdir):
 
 def test_a_metric_with_an_axis_too_many_is_told_what_to_do(workdir):
     metrics = {"right": lambda y, outputs: tf.cast(tf.equal(y[:, None], outputs), tf.float32)}
-    with pytest.raises(dist_train.UsageError, match=r"shape \(4, 1\).*reduce the other axes"):
+    with pytest.raises(dist_train.UsageError, match=r"shape \(5, 1\).*reduce the other axes"):
         train(workdir, metrics=metrics)
+
+
+class Prototypes(keras.layers.Layer):
+    def build(self, shape):
+        self.all = self.add_weight(shape=(3, 4))
+
+    def call(self, x):
+        return self.all + 0.0 * tf.reduce_sum(x)
 
 
 class Counting(keras.layers.Layer):
@@ -151,6 +190,8 @@ def said_to_be_built():
 def test_a_model_without_weights_is_called_on_an_example(workdir, strategy, made):
     result = train(workdir, model=made, preprocess=lambda x, y, seed: (x * 2.0, y), **strategy)
     assert result.model.count_params() > 0
+    if isinstance(result.model, keras.Sequential):
+        assert result.model.input_shape == (None, 5)
     exported = tf.saved_model.load(f"{workdir}/saved_model")
     np.testing.assert_allclose(
         exported.serve(X[:3]), result.model(X[:3], training=False), rtol=1e-5, atol=1e-6
