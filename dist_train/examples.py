@@ -181,7 +181,9 @@ def checksum(count: int, some: Tree) -> int:
     for array in _leaves(some):
         array = np.ascontiguousarray(array)
         found = zlib.crc32(f"{array.dtype}{array.shape}".encode(), found)
-        found = zlib.crc32(array.reshape(-1).view(np.uint8).data, found)
+        is_text = array.dtype.hasobject  # strings of any length
+        data = repr(array.tolist()).encode() if is_text else array.reshape(-1).view(np.uint8).data
+        found = zlib.crc32(data, found)
     return found
 
 

@@ -93,6 +93,25 @@ def test_a_task_that_has_changed_is_told_of(workdir, caplog):
     assert "other settings of the task (train examples, optimizer): it goes on" in caplog.text
 
 
+def test_a_task_of_texts_is_known_again(workdir, caplog):
+    words = np.array(["a", "bb", "ccc", "dd"] * 10)
+
+    def length(x, y, seed):
+        del seed
+        return tf.cast(tf.strings.length(x), tf.float32)[:, None], y
+
+    changes = {
+        "model": lambda: keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)]),
+        "preprocess": length, "validation": None, "test": None,
+    }  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        for epochs in (1, 2):
+            train(workdir, {**changes, "train": dist_train.Arrays(words, Y[:40])}, epochs=epochs)
+        assert "begun with" not in caplog.text
+        train(workdir, {**changes, "train": dist_train.Arrays(words[1:], Y[1:40])}, epochs=3)
+    assert "other settings of the task (train examples)" in caplog.text
+
+
 def test_a_validation_that_is_not_finite_is_told_of(workdir, caplog):
     held_out = dist_train.Arrays(np.full_like(X[80:], np.nan), Y[80:])
     with caplog.at_level(logging.WARNING):

@@ -164,9 +164,9 @@ def test_a_failed_write_leaves_the_old_config(tmp_path, monkeypatch):
 def test_what_the_task_was_is_compared_with_what_it_is(tmp_path):
     workdir = _written(tmp_path)  # by a version that knew nothing of it
     assert workdir.write_config({}, {}, {"loss": "mse", "optimizer": "sgd"}) == []
-    assert workdir.write_config({}, {}, {"loss": "mse", "optimizer": "adam", "more": "x"}) == [
-        "optimizer"
-    ]
+    assert workdir.write_config({}, {}, {"loss": "mse", "optimizer": "sgd"}) == []
+    changed = {"optimizer": "adam", "more": "x"}
+    assert workdir.write_config({}, {}, changed) == ["loss", "optimizer", "more"]
     workdir.config.write_text('{"task": []}')
     assert workdir.write_config({}, {}, {"loss": "mse"}) == []
 
