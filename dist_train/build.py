@@ -91,6 +91,11 @@ class Parts:
         )
         self._check_functions()
         self._check_held_out()
+        self._checksums = {
+            kind: checksum(inputs.schedule.examples, _arrays(self._some[kind]))
+            for kind, inputs in self.inputs.items()
+        }
+        del self._some  # which may be large ones
         self.train_loop = TrainLoop(
             strategy,
             self.program,
@@ -264,11 +269,8 @@ class Parts:
 
     def outline(self, task: Task) -> dict[str, str]:
         """What a resumed run should find as it was, {what: a text to compare}."""
-        found = {}
-        for kind in ("train", "validation"):
-            if kind in self._some:
-                some = tf.nest.map_structure(lambda array: array.numpy(), self._some[kind])
-                found[f"{kind} examples"] = f"{checksum(len(getattr(task, kind)), some):08x}"
+        kinds = [kind for kind in ("train", "validation") if kind in self.inputs]
+        found = {f"{kind} examples": f"{self._checksums[kind]:08x}" for kind in kinds}
         named = isinstance(task.loss, str)
         loss = task.loss if named else getattr(task.loss, "__name__", type(task.loss).__name__)
         found["loss"] = str(loss)
@@ -338,6 +340,10 @@ def _on_gpu() -> bool:
 def _some(source: Source) -> Any:
     """(x, y) of a few examples."""
     return tf.nest.map_structure(tf.constant, fetch(source, spaced(source, _TRIED)))
+
+
+def _arrays(some: Any) -> Any:
+    return tf.nest.map_structure(lambda tensor: tensor.numpy(), some)
 
 
 def _shapes(some: Any) -> Any:
