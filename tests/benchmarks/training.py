@@ -199,6 +199,31 @@ def bars(contenders: list[Contender], work: Workload, results: Results) -> "list
     return found
 
 
+def chart(contenders: list[Contender], work: Workload, results: Results) -> str:
+    """The loops of one process that train, as bars in Mermaid, which a README can hold."""
+    rates = {}
+    for contender in contenders:
+        figures = [f for f in results.get(contender.name, []) if f is not None]
+        shown = contender.name == "dist_train" or (contender.rival, contender.ours) == (
+            "dist_train",
+            False,
+        )
+        if shown and figures and figures[0].loss is not None:
+            label = re.sub("[*`,]|_compile=True", "", contender.label).partition(":")[0]
+            rates[label] = statistics.median(figure.value for figure in figures)
+    ordered = sorted(rates, key=lambda label: -rates[label])
+    return "\n".join(
+        [
+            "```mermaid",
+            "xychart-beta horizontal",
+            f'    title "steps/s: {work.name}"',
+            f"    x-axis [{', '.join(chr(34) + label + chr(34) for label in ordered)}]",
+            f"    bar [{', '.join(f'{rates[label]:.0f}' for label in ordered)}]",
+            "```",
+        ]
+    )
+
+
 def hardware(versions: dict[str, str], kernels: str) -> str:
     """One line on the machine and the software."""
     found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
@@ -240,6 +265,7 @@ def main() -> int:
             else:
                 continue
             print("| " + " | ".join(cells) + " |")
+        print(f"\n{chart(wanted, work, tables[work])}")
     if chosen.picture:
         from picture import draw
 
