@@ -39,6 +39,7 @@ class Parts:
       pending: [sums] float64, the sums since the last line of the log. They are state too: a
         resumed run logs the same means.
       best: the best validation so far, by --best_metric; it is state as well.
+      outline: {what: a text} that a resumed run should find as it was, a few examples among it.
       variables: all state, for a broadcast.
     """
 
@@ -91,10 +92,7 @@ class Parts:
         )
         self._check_functions()
         self._check_held_out()
-        self._checksums = {
-            kind: checksum(inputs.schedule.examples, _arrays(self._some[kind]))
-            for kind, inputs in self.inputs.items()
-        }
+        self.outline = self._outline(task)
         del self._some  # which may be large ones
         self.train_loop = TrainLoop(
             strategy,
@@ -198,6 +196,15 @@ class Parts:
             further=config.optimizer_options,
         )
 
+    def _outline(self, task: Task) -> dict[str, str]:
+        found = {}
+        for kind in [kind for kind in self._some if kind != "test"]:
+            count = self.inputs[kind].schedule.examples
+            found[f"{kind} examples"] = f"{checksum(count, _arrays(self._some[kind])):08x}"
+        named = isinstance(task.loss, str)
+        loss = task.loss if named else getattr(task.loss, "__name__", type(task.loss).__name__)
+        return found | {"loss": str(loss), "optimizer": optimizers.outline(self.optimizer)}
+
     def _best(self) -> Best:
         config, names = self._config, self.program.mean_names
         if config.best_metric not in names:
@@ -266,15 +273,6 @@ class Parts:
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """See `optimizers.averaged_weights`."""
         return optimizers.averaged_weights(self._strategy, self.model, self.optimizer)
-
-    def outline(self, task: Task) -> dict[str, str]:
-        """What a resumed run should find as it was, {what: a text to compare}."""
-        kinds = [kind for kind in ("train", "validation") if kind in self.inputs]
-        found = {f"{kind} examples": f"{self._checksums[kind]:08x}" for kind in kinds}
-        named = isinstance(task.loss, str)
-        loss = task.loss if named else getattr(task.loss, "__name__", type(task.loss).__name__)
-        found["loss"] = str(loss)
-        return found | {"optimizer": optimizers.outline(self.optimizer)}
 
     def row(self, step: int) -> Row:
         """How far `step` is, for the log."""

@@ -13,7 +13,7 @@ from dist_train.build import Parts
 from dist_train.divergence import Divergence
 from dist_train.errors import Stopped
 from dist_train.heartbeat import Heartbeat
-from dist_train.input import Chunk
+from dist_train.input import Chunk, Forward
 from dist_train.line import Line
 from dist_train.log import RunLog
 from dist_train.pace import Pace
@@ -60,7 +60,7 @@ class Fit:
         self._heartbeat = heartbeat
         self._times = times
         self._validation = validate
-        self._chunks = parts.inputs["train"].forward()
+        self._chunks = Forward(parts.inputs["train"])
         self._pace = Pace(config.steps_per_loop)
         self._sheet = Timesheet(_SHARES)
         folder = None if session.workdir is None else session.workdir.tensorboard
@@ -68,6 +68,7 @@ class Fit:
         self._divergence = Divergence(config.on_nan, workers, parts.weight_digests)
         self._tally = self._restored_tally()
         self._reduction_s: float | None = None
+        self._seconds = 0.0  # that the last call took, the wait for its input included
         self._saved_at = time.monotonic()
         self._results: dict[str, Means] = {}
 
@@ -110,7 +111,7 @@ class Fit:
         data = self._parts.inputs["train"].data
         with self._workers.together(f"steps {step + 1} to {step + steps}"), self._pace.call():
             lines = loop(data, chunk, begin, begin + steps, self._pace.wish, to_line=to_line)
-        self._seconds = time.perf_counter() - began_at  # the wait for the input included
+        self._seconds = time.perf_counter() - began_at
         return lines
 
     def _chunk(self, step: int) -> tuple[Chunk, int, int]:

@@ -135,10 +135,6 @@ class Input:
                 raise
             yield chunk
 
-    def forward(self) -> "Forward":
-        """A way through the chunks, from wherever a run begins."""
-        return Forward(self)
-
     def first_epoch(self) -> Iterator[tuple[Chunk, int]]:
         """(chunk, its steps) of one pass; an evaluation asks for the same one again and again."""
         if self._first_epoch is not None:
@@ -288,7 +284,7 @@ class Input:
 
 
 class Forward:
-    """A way through the chunks of an input that never turns back."""
+    """A way through the chunks of an input that never turns back, from wherever a run begins."""
 
     def __init__(self, source: Input):
         self._input = source

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -85,10 +85,8 @@ class _Loop:
 
     def train(self) -> Result:
         """From the newest checkpoint, or from the beginning, to the exported model."""
-        # Before a checkpoint gives the optimizer another learning rate.
-        outline = self._parts.outline(self._task)
         step = self._state.restore()
-        with self._log(step, outline) as log:
+        with self._log(step) as log:
             self._state.log = log
             fit = Fit(
                 self._session,
@@ -202,19 +200,16 @@ class _Loop:
     # What is said.
 
     @contextlib.contextmanager
-    def _log(self, step: int, outline: Mapping[str, str]) -> Iterator[RunLog]:
-        """The chief's log, after a block that says what is about to run; the others' is silent.
-
-        Args:
-          step: after which it begins.
-          outline: of the task.
-        """
+    def _log(self, step: int) -> Iterator[RunLog]:
+        """The chief's log, after a block that says what is about to run; the others' is silent."""
         if self._workdir is None:
             yield RunLog()
             return
         config, count, numbers = self._config, self._workers.count, versions.installed()
-        changed = self._workdir.write_config(dataclasses.asdict(config), numbers, outline)
-        if step and changed:
+        outline = self._parts.outline
+        changed = self._workdir.changed(outline) if step else []
+        self._workdir.write_config(dataclasses.asdict(config), numbers, outline)
+        if changed:
             logging.warning(
                 "workdir=%s was begun with other settings of the task (%s): it goes on from there,"
                 " and the numbers are not those of one run; for a run of its own use another"

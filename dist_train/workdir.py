@@ -159,32 +159,21 @@ class Workdir:
                 " another --workdir"
             )
 
-    def write_config(
-        self,
-        config: Mapping[str, Any],
-        versions: Mapping[str, str],
-        task: Mapping[str, str] | None = None,
-    ) -> list[str]:
-        """Writes config.json, whole or not at all.
-
-        Args:
-          task: what is known of the task.
-
-        Returns:
-          What of it the start before has known otherwise.
-        """
-        known = dict(task or {})
-        before = {}
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            before = json.loads(self.config.read_text()).get("task", {})
-        saved = {"config": dict(config), "versions": dict(versions), "task": known}
-        text = json.dumps(saved, indent=2)
-        partial = self.config.with_suffix(".partial")
-        partial.write_text(text + "\n")
-        partial.replace(self.config)
-        if not before or not isinstance(before, dict):
+    def changed(self, task: Mapping[str, str]) -> list[str]:
+        """What the start before has known of the task, and knew otherwise."""
+        before = _saved(self.config).get("task")
+        if not before or not isinstance(before, dict):  # of a version that knew nothing
             return []
-        return [name for name in {**before, **known} if before.get(name) != known.get(name)]
+        return [name for name in {**before, **task} if before.get(name) != task.get(name)]
+
+    def write_config(
+        self, config: Mapping[str, Any], versions: Mapping[str, str], task: Mapping[str, str]
+    ) -> None:
+        """Writes config.json, whole or not at all."""
+        saved = {"config": dict(config), "versions": dict(versions), "task": dict(task)}
+        partial = self.config.with_suffix(".partial")
+        partial.write_text(json.dumps(saved, indent=2) + "\n")
+        partial.replace(self.config)
 
 
 def _fresh() -> str:
@@ -212,9 +201,14 @@ def saved_settings(folder: str) -> dict[str, Any]:
 
 
 def _settings(path: Path) -> dict[str, Any]:
+    return {str(name): value for name, value in _saved(path)["config"].items()}
+
+
+def _saved(path: Path) -> dict[str, Any]:
+    """All of a config.json, whose settings are there at least."""
     try:
-        saved = json.loads(path.read_text())["config"]
-        return {str(name): value for name, value in saved.items()}
+        saved = json.loads(path.read_text())
+        return saved | {"config": dict(saved["config"].items())}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{path} is damaged ({error!r}); restore it or use another --workdir"

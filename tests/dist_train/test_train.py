@@ -1,55 +1,16 @@
 """A whole run: its workdir, its exports, its resume, its ends."""
 
-import itertools
 import json
-import logging
-import threading
-import time
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_run import X, Y, rows, train
 
 import dist_train
-from dist_train.rows import read_rows
 from dist_train.workdir import Workdir
-
-RNG = np.random.default_rng(0)
-X = RNG.normal(size=(100, 6)).astype(np.float32)
-Y = (X.sum(axis=1) > 0).astype(np.int32)
-
-
-def model():
-    return keras.Sequential(
-        [keras.Input((6,)), keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(2)]
-    )
-
-
-def task(**changes):
-    held_out = dist_train.Arrays(X[80:], Y[80:])
-    fields = {
-        "model": model,
-        "train": dist_train.Arrays(X[:80], Y[:80]),
-        "validation": held_out,
-        "test": held_out,
-        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        "metrics": {"accuracy": keras.metrics.sparse_categorical_accuracy},
-    }
-    return dist_train.Task(**{**fields, **changes})
-
-
-def train(workdir, changes=None, **settings):
-    values = {"batch_size": 16, "epochs": 2, "learning_rate": 0.1, "log_steps": 2, **settings}
-    return dist_train.train(
-        task(**(changes or {})), dist_train.Config(workdir=str(workdir), **values)
-    )
-
-
-def rows(workdir, kind):
-    found = read_rows(Path(workdir) / "metrics.jsonl")
-    return [row for row in found if row["kind"] == kind]
 
 
 def assert_equal_weights(one, other):
@@ -57,72 +18,11 @@ def assert_equal_weights(one, other):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
 
 
-def test_the_rate_counts_the_wait_for_the_input(workdir):
-    class Slow:
-        def __len__(self):
-            return 80
-
-        def __getitem__(self, indices):
-            time.sleep(0.4 if len(indices) > 1 else 0.0)
-            return X[indices], Y[indices]
-
-    train(workdir, {"train": Slow(), "validation": None, "test": None}, epochs=12, log_steps=5)
-    rates = [row["examples_per_second"] for row in rows(workdir, "train")]
-    # Chunks of 80 examples, of which some are read ahead while the first call compiles.
-    assert all(rate < 80 / 0.2 for rate in rates[6:])
-
-
 def test_a_finished_run_tells_its_metrics_again(workdir):
     first, again = train(workdir), train(workdir)
     assert again.metrics.keys() == {"validation", "test"}
     for kind, values in again.metrics.items():
         assert values == pytest.approx(first.metrics[kind])
-
-
-def test_a_task_that_has_changed_is_told_of(workdir, caplog):
-    train(workdir, {"optimizer": lambda: keras.optimizers.SGD(0.01)}, learning_rate=0.001)
-    with caplog.at_level(logging.WARNING):
-        train(workdir, {"optimizer": lambda: keras.optimizers.SGD(0.01)}, learning_rate=0.001)
-    assert "begun with" not in caplog.text
-    changes = {
-        "optimizer": lambda: keras.optimizers.SGD(0.1),
-        "train": dist_train.Arrays(2 * X[:80], Y[:80]),
-    }
-    with caplog.at_level(logging.WARNING):
-        train(workdir, changes, epochs=3, learning_rate=0.001)
-    assert "other settings of the task (train examples, optimizer): it goes on" in caplog.text
-
-
-def test_a_task_of_texts_is_known_again(workdir, caplog):
-    words = np.array(["a", "bb", "ccc", "dd"] * 10)
-
-    def length(x, y, seed):
-        del seed
-        return tf.cast(tf.strings.length(x), tf.float32)[:, None], y
-
-    changes = {
-        "model": lambda: keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)]),
-        "preprocess": length, "validation": None, "test": None,
-    }  # fmt: skip
-    with caplog.at_level(logging.WARNING):
-        for epochs in (1, 2):
-            train(workdir, {**changes, "train": dist_train.Arrays(words, Y[:40])}, epochs=epochs)
-        assert "begun with" not in caplog.text
-        train(workdir, {**changes, "train": dist_train.Arrays(words[1:], Y[1:40])}, epochs=3)
-    assert "other settings of the task (train examples)" in caplog.text
-
-
-def test_a_validation_that_is_not_finite_is_told_of(workdir, caplog):
-    held_out = dist_train.Arrays(np.full_like(X[80:], np.nan), Y[80:])
-    with caplog.at_level(logging.WARNING):
-        train(workdir, {"validation": held_out}, epochs=1)
-    assert "the validation loss of step 5 is nan" in caplog.text
-
-
-def test_a_profile_of_steps_that_never_come_is_told_of(workdir, caplog):
-    with caplog.at_level(logging.WARNING):
-        train(workdir, epochs=1, profile_steps="100,120")
-    assert "no profile: the run had no steps 100 to 120" in caplog.text
 
 
 def test_the_workdir_holds_what_it_promises(workdir):
@@ -333,109 +233,6 @@ def test_a_random_access_source_streams(tmp_path):
     assert_equal_weights(one, other)
 
 
-class Lines(logging.Handler):
-    """Counts the lines of training."""
-
-    def __init__(self):
-        super().__init__()
-        self.texts = []
-        self._changed = threading.Condition()
-
-    def emit(self, record):
-        if "batch loss" in record.getMessage():
-            with self._changed:
-                self.texts.append(record.getMessage())
-                self._changed.notify_all()
-
-    def wait_for(self, count):
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(self.texts) >= count, timeout=30)
-
-
-@pytest.mark.parametrize("slow", ["input", "training"])
-def test_an_input_that_is_the_bottleneck_is_told(tmp_path, caplog, slow):
-    lines = Lines()
-    chunks = itertools.count()
-
-    class Source:
-        def __len__(self):
-            return 80
-
-        def __getitem__(self, indices):
-            if slow == "input" and len(indices) == 80:  # a chunk, here an epoch, is waited for
-                lines.wait_for(next(chunks))
-                time.sleep(0.5)
-            return X[indices], Y[indices]
-
-    def preprocess(x, y, seed):
-        if slow == "training":
-            tf.py_function(lambda: time.sleep(0.1), [], [])
-        return x, y
-
-    changes = {"train": Source(), "validation": None, "preprocess": preprocess}
-    settings = {"epochs": 4, "log_steps": 5, "checkpoint_steps": 100, "jit_compile": "false"}
-    logger = logging.getLogger("absl")
-    with caplog.at_level(logging.INFO, logger="absl"):
-        logger.addHandler(lines)
-        try:
-            train(tmp_path / "run", changes, **settings)
-        finally:
-            logger.removeHandler(lines)
-    told = ["waiting for input" in line for line in lines.texts]
-    assert told[1:] == [slow == "input"] * 3  # the first tells of the compilation
-
-
-MADE_BEFORE = model()
-
-
-@pytest.mark.parametrize(
-    ("changes", "settings", "message"),
-    [
-        ({"model": lambda: None}, {}, "Task.model gave a NoneType; it must give a keras.Model"),
-        (
-            {"model": lambda: MADE_BEFORE},
-            {"strategy": "mirrored", "devices": 2},
-            "was made before Task.model was called, outside the strategy's scope",
-        ),
-        (
-            {"model": lambda: keras.Sequential([keras.Input((6,)), keras.layers.Softmax()])},
-            {},
-            "has no weights to train",
-        ),
-        ({"optimizer": lambda: "sgd"}, {}, "Task.optimizer gave a str"),
-        (
-            {"test": dist_train.Arrays(X[:, :5], Y)},
-            {},
-            r"Task.test has examples \(\[5\], \[\]\) where train has \(\[6\], \[\]\): .* value 6",
-        ),
-        ({"test": dist_train.Arrays(X, Y + 1)}, {}, "a test label is 2, and the model has 2"),
-    ],
-)
-def test_what_cannot_train_or_be_evaluated_is_named_before_the_first_step(
-    workdir, changes, settings, message
-):
-    with pytest.raises(dist_train.UsageError, match=message):
-        train(workdir, changes, **settings)
-    assert not (Path(workdir) / "metrics.jsonl").exists()
-
-
-def test_an_operation_that_fails_is_one_line_of_tensorflows_message(workdir):
-    def checked(x, y, seed):
-        with tf.control_dependencies([tf.debugging.assert_less(y, 1, "a label of mine")]):
-            return x, tf.identity(y)
-
-    with pytest.raises(dist_train.RunError, match=r"^steps 1 to \d+: assertion failed: .*of mine"):
-        train(workdir, {"preprocess": checked}, jit_compile="false")
-
-
-def test_a_loss_of_the_wrong_shape_is_explained(workdir):
-    def loss(y, outputs):
-        return tf.reduce_mean(outputs)
-
-    with pytest.raises(dist_train.UsageError, match="one value per example"):
-        train(workdir, {"loss": loss})
-
-
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_learns(workdir, dtype):
     train(workdir, epochs=10, dtype=dtype)
@@ -450,13 +247,3 @@ def test_two_runs_on_one_workdir_are_refused(workdir):
         pytest.raises(dist_train.UsageError, match="in use by another run"),
     ):
         train(workdir)
-
-
-def test_the_steps_asked_for_are_profiled(workdir):
-    train(workdir, profile_steps="3,5")
-    assert list((Path(workdir) / "tensorboard").glob("plugins/profile/*/*.xplane.pb"))
-
-
-def test_a_bar_shows_the_steps_where_it_is_asked_for(workdir, capfd):
-    train(workdir, progress="true")
-    assert "/10 [" in capfd.readouterr().err

@@ -15,12 +15,13 @@ from dist_train.workdir import Workdir
 
 _ROOT = Path(__file__).parents[2]
 _TRAJECTORY = Config().trajectory()
+TASK = {"loss": "mse", "optimizer": "sgd"}
 
 
 def _written(folder) -> Workdir:
     folder.mkdir(exist_ok=True)
     workdir = Workdir(folder)
-    workdir.write_config(_TRAJECTORY, {"python": "3.11"})
+    workdir.write_config(_TRAJECTORY, {"python": "3.11"}, TASK)
     return workdir
 
 
@@ -143,7 +144,7 @@ def test_a_setting_of_a_newer_version_does_not_hinder(tmp_path):
 def test_config_is_whole_with_its_versions(tmp_path):
     workdir = _written(tmp_path)
     saved = json.loads(workdir.config.read_text())
-    assert saved == {"config": _TRAJECTORY, "versions": {"python": "3.11"}, "task": {}}
+    assert saved == {"config": _TRAJECTORY, "versions": {"python": "3.11"}, "task": TASK}
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
@@ -157,18 +158,21 @@ def test_a_failed_write_leaves_the_old_config(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="No space left"):
-        workdir.write_config(Config(seed=9).trajectory(), {})
+        workdir.write_config(Config(seed=9).trajectory(), {}, {})
     assert workdir.config.read_text() == before
 
 
 def test_what_the_task_was_is_compared_with_what_it_is(tmp_path):
-    workdir = _written(tmp_path)  # by a version that knew nothing of it
-    assert workdir.write_config({}, {}, {"loss": "mse", "optimizer": "sgd"}) == []
-    assert workdir.write_config({}, {}, {"loss": "mse", "optimizer": "sgd"}) == []
-    changed = {"optimizer": "adam", "more": "x"}
-    assert workdir.write_config({}, {}, changed) == ["loss", "optimizer", "more"]
-    workdir.config.write_text('{"task": []}')
-    assert workdir.write_config({}, {}, {"loss": "mse"}) == []
+    workdir = _written(tmp_path)
+    assert workdir.changed(TASK) == []
+    assert workdir.changed({"optimizer": "adam", "more": "x"}) == ["loss", "optimizer", "more"]
+
+
+@pytest.mark.parametrize("known", ["", ', "task": []', ', "task": {}', ', "task": null'])
+def test_nothing_is_compared_with_what_an_older_version_did_not_know(tmp_path, known):
+    workdir = _written(tmp_path)
+    workdir.config.write_text('{"config": {}' + known + "}")
+    assert workdir.changed(TASK) == []
 
 
 _JSON = st.recursive(
