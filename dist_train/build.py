@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from dist_train import layers, optimizers
+from dist_train import lanes, layers, optimizers
 from dist_train.best import Best
 from dist_train.config import Config
 from dist_train.errors import DistTrainError, UsageError, one_line
@@ -92,6 +92,7 @@ class Parts:
         )
         self._check_functions()
         self._check_held_out()
+        self._lanes = self._choose_lanes()
         self.outline = self._outline(task)
         del self._some  # which may be large ones
         self.train_loop = TrainLoop(
@@ -101,6 +102,7 @@ class Parts:
             log_steps=config.log_steps,
             loss_scale=self._loss_scale,
             skip_not_finite=config.on_nan == "skip",
+            lanes=self._lanes,
             jit_compile=self._jit,
         )
         self.evaluation = make_evaluation(
@@ -254,6 +256,16 @@ class Parts:
         elif problem:
             raise UsageError(problem)
 
+    def _choose_lanes(self) -> int:
+        if self._config.mode != "train" or self._replicas > 1 or not self._jit or _on_gpu():
+            return 1
+        return lanes.choose(
+            self.program,
+            batch_size=self._config.batch_size,
+            steps=self.total_steps,
+            examples=self._some["train"],
+        )
+
     def _check_held_out(self) -> None:
         """Tries one example of what has other shapes than `train`: its turn comes hours later."""
         zero, like = np.zeros(1, np.int32), _shapes(self._some["train"])
@@ -327,7 +339,8 @@ class Parts:
             f" {self.total_steps:,} in all",
             f"model {self.model.name}: {weights:,} weights; {self.optimizer.name}, {config.dtype}",
             f"input {'resident' if self._resident else 'stream'} ({self._input_reason});"
-            f" XLA {'on' if self._jit else 'off'} ({self._jit_reason})",
+            f" XLA {'on' if self._jit else 'off'} ({self._jit_reason})"
+            + (", two halves of a batch side by side" if self._lanes > 1 else ""),
         ]
 
 

@@ -42,23 +42,31 @@ class Chunk(NamedTuple):
     epoch: tf.Tensor
     examples: Any
 
-    def batch(self, step: tf.Tensor, resident: Any) -> tuple[Any, tf.Tensor]:
+    def batch(
+        self, step: tf.Tensor, resident: Any, lane: int = 0, lanes: int = 1
+    ) -> tuple[Any, tf.Tensor]:
         """(examples, ids) of a step: (x, y) with arrays [b, …], and [b] int32.
 
         Args:
           step: within the chunk.
           resident: the examples where they live on the device, or ().
+          lane, lanes: only this one of so many equal parts of them, [b / lanes, …].
         """
-        ids = self.ids[step]
+        size = self.ids.shape[1] // lanes
+
+        def part(array: tf.Tensor) -> tf.Tensor:
+            return array[lane * size : (lane + 1) * size] if lanes > 1 else array
+
+        ids = part(self.ids[step])
         if self.examples == ():
             rows = tf.maximum(ids, 0)
             return tf.nest.map_structure(lambda array: tf.gather(array, rows), resident), ids
 
-        def part(array: tf.Tensor) -> tf.Tensor:
+        def some(array: tf.Tensor) -> tf.Tensor:
             # No gather: of this XLA reads only what `preprocess` uses.
-            return tf.reshape(array, [*self.ids.shape, *array.shape[1:]])[step]
+            return part(tf.reshape(array, [*self.ids.shape, *array.shape[1:]])[step])
 
-        return tf.nest.map_structure(part, self.examples), ids
+        return tf.nest.map_structure(some, self.examples), ids
 
 
 class Input:

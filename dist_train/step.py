@@ -5,7 +5,7 @@ Each replica computes its part of the global batch's gradients and sums. Where t
 on every replica. So the result does not depend on how the batch was divided.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -60,6 +60,7 @@ class TrainLoop:
       log_steps: how many steps a line is about.
       loss_scale: for float16, or None.
       skip_not_finite: whether a step whose loss or gradient is not finite leaves no trace.
+      lanes: into how many equal parts, side by side, the one replica splits its batch.
       jit_compile: whether XLA compiles the step; with one replica, the loop as a whole.
     """
 
@@ -72,6 +73,7 @@ class TrainLoop:
         log_steps: int,
         loss_scale: LossScale | None = None,
         skip_not_finite: bool = False,
+        lanes: int = 1,
         jit_compile: bool,
     ):
         self._strategy = strategy
@@ -80,6 +82,7 @@ class TrainLoop:
         self._log_steps = min(log_steps, 1 << 30)  # its sums are int32; no chunk is that long
         self._loss_scale = loss_scale
         self._skip = skip_not_finite
+        self._lanes = lanes
         self._replicas = strategy.num_replicas_in_sync
         # For its norm in the end. XLA does that for nothing, and a condition would cost it 2 %;
         # without XLA a buffer more in use costs more than a condition.
@@ -223,11 +226,11 @@ class TrainLoop:
                 step, sums, tail, last = tf.while_loop(
                     lambda step, sums, tail, last: (step < end) & healthy(tail),
                     body,
-                    (step, tf.zeros([self._sums]), tail, last),
+                    (step, tf.zeros([self._sums]), tail, [last] * self._lanes),
                     parallel_iterations=1,
                 )
                 # Of the gradient, or of its norm alone, which is its own norm.
-                norm = tf.linalg.global_norm(last) / tail[WEIGHT]
+                norm = tf.linalg.global_norm(_added(last)) / tail[WEIGHT]
                 values = record(sums, tail, norm, last_rate(self._optimizer))
                 return step, tail, number + 1, records.write(number, values)
 
@@ -250,31 +253,38 @@ class TrainLoop:
 
     def _replica_step(
         self, data: Any, chunk: Any, step: tf.Tensor, next_steps: tf.Tensor, is_last: tf.Tensor
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    ) -> tuple[tf.Tensor, list[list[tf.Tensor]]]:
         """One step in replica context.
 
         Returns:
-          The reduced sums and signals; tensors with the global norm of the reduced gradient, if the
-          step is the last of a line.
+          The reduced sums and signals; for each lane, tensors that added up have the global norm of
+          the reduced gradient, if the step is the last of a line.
         """
         # Out here: XLA would copy all resident examples at each call of what it compiles per step.
-        examples, ids = chunk.batch(step, data)
+        lanes = [chunk.batch(step, data, lane, self._lanes) for lane in range(self._lanes)]
         statistics = [tf.identity(variable.value) for variable in self._statistics]
         if self._replicas == 1:
-            gradients, sums = self._gradients(examples, ids, chunk.epoch)
+            found = [self._gradients(examples, ids, chunk.epoch) for examples, ids in lanes]
+            shares = [gradients for gradients, _ in found]
+            sums = tf.add_n([of_lane for _, of_lane in found])
             tail = tf.concat([sums, tf.stack(Signals(next_steps))], 0)
         else:
             replica = tf.distribute.get_replica_context()
             proposal = tf.where(replica.replica_id_in_sync_group == 0, next_steps, 0.0)
             stop = self._stop_requested.read_value()
+            [(examples, ids)] = lanes
             gradients, tail = self._share(examples, ids, chunk.epoch, proposal, stop)
             *gradients, tail = self._reduce([*gradients, tail])
+            shares = [gradients]
         if self._loss_scale is not None:
-            gradients = [gradient / self._loss_scale.scale for gradient in gradients]
+            scale = self._loss_scale.scale
+            shares = [[gradient / scale for gradient in gradients] for gradients in shares]
+        gradients = _added(shares)
         finite = self._apply(gradients, tail)
-        last = gradients
+        # Of each lane: XLA adds them where they are used, and need not keep the sums.
+        last = shares
         if not self._carries_gradient:  # a norm in each step costs a small one 2 to 5 %
-            last = [tf.cond(is_last, lambda: tf.linalg.global_norm(gradients), lambda: 0.0)]
+            last = [[tf.cond(is_last, lambda: tf.linalg.global_norm(gradients), lambda: 0.0)]]
         if not self._skip:
             return tail, last
         for variable, before in zip(self._statistics, statistics, strict=True):
@@ -363,3 +373,8 @@ class TrainLoop:
         if self._loss_scale is not None:
             self._loss_scale.update(finite)
         return finite
+
+
+def _added(lanes: Sequence[Sequence[tf.Tensor]]) -> list[tf.Tensor]:
+    """Sums over the lanes."""
+    return [tf.add_n(tensors) for tensors in zip(*lanes, strict=True)]
