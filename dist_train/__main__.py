@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
         if flags.FLAGS.compare is not None:
             return _compare([flags.FLAGS.compare, *argv[1:]], flags.FLAGS.output)
         folder = flags.FLAGS.workdir
-        known = flags.FLAGS.mode == "predict" and folder is not None and not is_remote(folder)
+        known = flags.FLAGS.mode != "train" and folder is not None and not is_remote(folder)
         saved = workdir.saved_settings(folder) if known else {}
         config = options.from_flags(flags.FLAGS, argv[1:], saved)
         _train(config)

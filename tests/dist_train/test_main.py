@@ -305,7 +305,7 @@ asyncio.run(cell())
 
 
 @SLOW
-def test_a_prediction_takes_the_settings_of_the_run(tmp_path):
+def test_predictions_and_evaluations_take_the_settings_of_the_run(tmp_path):
     pictures, labels = np.zeros((64, 28, 28), np.uint8), np.zeros(64, np.uint8)
     arrays = {"x_train": pictures, "y_train": labels, "x_test": pictures, "y_test": labels}
     np.savez(tmp_path / "data.npz", **arrays)
@@ -321,6 +321,9 @@ def test_a_prediction_takes_the_settings_of_the_run(tmp_path):
     assert [(row["file"], row["index"]) for row in rows] == [
         ("a.npy", 0), ("a.npy", 1), ("b.npy", 0), ("b.npy", 1)
     ]  # fmt: skip
+    done = command("--mode=evaluate", "--workdir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "step 1  test: loss" in done.stderr
     done = command(*predict, "--predict_on=a.npy", "--seed=4", cwd=tmp_path)
     assert_one_line(done, 2, "seed=4 (was 3)")
     np.save(tmp_path / "a.npy", np.zeros((2, 28, 29), np.uint8))
