@@ -33,6 +33,7 @@ class Parts:
     Attributes:
       inputs: {"train" | "validation" | "test": Input}, of what the task has.
       total_steps: of the whole run.
+      log_steps: between two lines of the log: as asked for, and no more than between validations.
       model, optimizer, program: as they are named.
       train_loop, evaluation: see `step` and `evaluation`.
       step: [] int64, of the last checkpoint.
@@ -53,6 +54,8 @@ class Parts:
         self._make_inputs(task, workers)
         schedule = self.inputs["train"].schedule
         self.total_steps = config.epochs * schedule.steps_per_epoch
+        validated = schedule.steps_per_epoch * config.eval_epochs
+        self.log_steps = min(config.log_steps, validated or config.log_steps)
 
         keras.utils.set_random_seed(config.seed)
         with strategy.scope():
@@ -99,7 +102,7 @@ class Parts:
             strategy,
             self.program,
             self.optimizer,
-            log_steps=config.log_steps,
+            log_steps=self.log_steps,
             loss_scale=self._loss_scale,
             skip_not_finite=config.on_nan == "skip",
             lanes=self._lanes,

@@ -192,7 +192,10 @@ class Config:
         per_worker=True,
     )
     log_steps: int = _setting(
-        200, "Steps between two lines of the log. They come when a compiled call ends.", lower=1
+        200,
+        "Steps between two lines of the log, fewer where validations are nearer. They come when a"
+        " compiled call ends.",
+        lower=1,
     )
     eval_epochs: int = _setting(1, "Epochs between two validations; 0: none.", lower=0)
     workdir: str | None = _setting(

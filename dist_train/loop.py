@@ -51,8 +51,8 @@ def run(task: "tasks.Task | Callable[..., tasks.Task] | None", session: Session)
             raise
         # Those who were asked as well may have gone before the step in which all would have saved.
         raise Stopped(
-            f"by {request.signal.name}, but not at the end of a step ({error}); the last checkpoint"
-            " is intact"
+            f"by {request.signal.name}, but not at the end of a step ({error}); what was saved"
+            " before is intact"
         ) from error
     finally:
         keras.config.set_dtype_policy(policy)
@@ -72,7 +72,7 @@ class _Loop:
         self._times = Timetable(
             steps_per_epoch=self._parts.inputs["train"].schedule.steps_per_epoch,
             total_steps=self._parts.total_steps,
-            log_steps=config.log_steps,
+            log_steps=self._parts.log_steps,
             eval_epochs=config.eval_epochs,
             checkpoint_steps=config.checkpoint_steps,
             checkpoint_secs=config.checkpoint_secs,

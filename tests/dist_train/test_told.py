@@ -30,6 +30,13 @@ def test_the_rate_counts_the_wait_for_the_input(workdir):
     assert all(rate < 80 / 0.2 for rate in rates[6:])
 
 
+@pytest.mark.parametrize(("eval_epochs", "steps"), [(1, [5, 10, 15, 20]), (2, [10, 20]), (0, [20])])
+def test_beside_each_validation_is_a_line_of_the_training(workdir, eval_epochs, steps):
+    train(workdir, epochs=4, log_steps=200, eval_epochs=eval_epochs)
+    assert [row["step"] for row in rows(workdir, "train")] == steps
+    assert [row["step"] for row in rows(workdir, "validation")] == (steps if eval_epochs else [])
+
+
 def test_a_task_that_has_changed_is_told_of(workdir, caplog):
     train(workdir, {"optimizer": lambda: keras.optimizers.SGD(0.01)}, learning_rate=0.001)
     with caplog.at_level(logging.WARNING):
