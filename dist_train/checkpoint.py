@@ -196,7 +196,7 @@ class Checkpoints:
         name = name_of(step)
         if (path := self._copy.not_finite()) is not None:
             raise NotFinite(
-                f"{path} is not finite after step {step}; the last checkpoint is kept."
+                f"{path} is not finite after step {step}; what was saved before is kept."
                 " Try a smaller --learning_rate, or --clip_norm"
             )
         self._before()

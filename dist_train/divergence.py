@@ -58,7 +58,7 @@ class Divergence:
                 else "Try a smaller --learning_rate, --clip_norm, or --on_nan=skip"
             )
             raise RunError(
-                f"the loss of step {step} is {loss}; the last checkpoint is kept. {remedy}"
+                f"the loss of step {step} is {loss}; what was saved before is kept. {remedy}"
             )
         if self._on_nan == "restore":
             return True
@@ -66,7 +66,7 @@ class Divergence:
         self._skipped = 1 if line.steps > 1 else self._skipped + 1
         if self._skipped > _MOST_SKIPPED:
             raise RunError(
-                f"no step was finite since step {step - self._skipped}; the last checkpoint is"
+                f"no step was finite since step {step - self._skipped}; what was saved before is"
                 " kept. Try a smaller --learning_rate, or look at the examples"
             )
         self._workers.log(

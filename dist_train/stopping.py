@@ -79,7 +79,7 @@ class StopRequest:
         assert self.signal is not None
         print(
             f"stopped: by {self.signal.name}, but neither the step nor the saving ended within the"
-            f" grace period of {self._grace_period_s:g} s; the last checkpoint is intact."
+            f" grace period of {self._grace_period_s:g} s; what was saved before is intact."
             " Raise --grace_period_s if more is needed",
             file=sys.stderr,
             flush=True,

@@ -21,7 +21,7 @@ def bound(
     """Ends the process with status 1 if the body takes longer.
 
     A thread that hangs in a collective cannot be stopped from Python, so the process goes: the
-    message and the stacks are printed, and the last checkpoint stays.
+    stacks and the message are printed, and what was saved stays.
 
     Args:
       seconds: the bound.
@@ -58,8 +58,9 @@ class _Wait:
         asking.join(_EXPLAIN_S)
         why = f" ({known[0]})" if known and known[0] else ""
         text = self._message.format(seconds=f"{self._seconds:g} s{why}")
-        print(f"error: {text}", file=sys.stderr, flush=True)
+        # The message last: some fifty lines of stacks would scroll it away.
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        print(f"error: {text}", file=sys.stderr, flush=True)
         if why:
             time.sleep(LINGER_S)
         os._exit(1)

@@ -150,7 +150,7 @@ with stopping.listening(2.0) as request:
     status, _, err = _signalled(code, signal.SIGTERM)
     assert status == 75
     assert time.monotonic() - begin < 10
-    assert "within the grace period of 2 s; the last checkpoint is intact" in err
+    assert "within the grace period of 2 s; what was saved before is intact" in err
 
 
 def test_a_process_that_has_stopped_lives_on():

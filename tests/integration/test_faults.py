@@ -96,7 +96,7 @@ def test_a_request_to_stop_is_met_though_a_peer_has_gone(group, tmp_path, number
     assert time.monotonic() - begin < 10 + 2  # the end of a process takes a moment
     line = error(group.output(0))
     assert line.startswith(f"stopped: by {signal.Signals(number).name}")
-    assert line.endswith(("checkpoint is intact", "if more is needed"))
+    assert line.endswith(("before is intact", "if more is needed"))
 
 
 def test_a_stopped_run_ends_though_what_it_holds_cannot_be_taken_down(group, tmp_path):
