@@ -93,11 +93,19 @@ class Program:
 
         Returns:
           None, if all is well.
+
+        Raises:
+          UsageError: the examples do not fit the model, or its outputs the functions.
         """
         count = len(tf.nest.flatten(examples)[0])
         ids = tf.range(count)
         x, y = self._prepared(examples, ids, None)
-        outputs = tf.nest.map_structure(as_float32, self.model(x, training=False))
+        try:
+            outputs = tf.nest.map_structure(as_float32, self.model(x, training=False))
+        except ValueError as error:
+            if (misfit := _misfit(self.model, x)) is not None:
+                raise UsageError(misfit) from error
+            raise
 
         def copies(array: tf.Tensor) -> tf.Tensor:
             """The first example in all places: the shapes are what the functions know."""
@@ -309,6 +317,20 @@ def narrowed(array: tf.Tensor) -> tf.Tensor:
 def as_float32(output: tf.Tensor) -> tf.Tensor:
     """An output of a model of any precision as the loss, the metrics and a user see it."""
     return tf.cast(output, tf.float32) if output.dtype.is_floating else output
+
+
+def _misfit(model: keras.Model, x: Any) -> str | None:
+    """Why the one input of a model does not take some examples, where their shapes tell."""
+    inputs: Sequence[Any] = getattr(model, "inputs", None) or ()
+    if len(inputs) != 1 or not tf.is_tensor(x):
+        return None
+    takes, given = inputs[0].shape[1:], tuple(x.shape[1:])
+    if len(takes) == len(given) and all(a in (None, b) for a, b in zip(takes, given, strict=True)):
+        return None
+    return (
+        f"model {model.name} takes examples of shape {takes}, and those of Task.train are of shape"
+        f" {given} when they reach it; reshape them in preprocess or in its first layer"
+    )
 
 
 def _first(name: str, function: Callable, arguments: tuple[Any, Any], ids: tf.Tensor) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from absl import logging
 
 from dist_train.errors import DistTrainError, UsageError
 from dist_train.examples import Source
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 _BUILT_IN = {"mnist": "dist_train.mnist:task"}
 # The step's own sums, and what else a row of the log has.
 _RESERVED = {"loss", "weight", *FACTS}
+# Settings that nothing but a task reads.
+_FOR_TASKS = (
+    "model", "data_dir", "augment_shift", "augment_zoom", "augment_flip", "validation_size"
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,15 +155,23 @@ def resolve(found: Any, config: "Config") -> Task:
     """The Task itself, from a Task or a function that returns one (and may take the Config)."""
     # A class or a model can be called, but not for a task.
     made = isinstance(found, Task | type) or hasattr(found, "variables")
-    if not made and callable(found):
+    called = not made and callable(found)
+    takes_config = called and _takes_config(found)
+    if called:
         try:
-            found = found(config) if _takes_config(found) else found()
+            found = found(config) if takes_config else found()
         except DistTrainError:
             raise
         except OSError as error:  # a missing or unreadable data file, most of the time
             raise UsageError(f"the task could not be made: {error}") from error
     if not isinstance(found, Task):
         raise UsageError(f"the task is a {type(found).__name__}; it must be a dist_train.Task")
+    unused = [name for name in _FOR_TASKS if getattr(config, name) != getattr(type(config), name)]
+    if unused and not takes_config:
+        logging.warning(
+            "without an effect here: %s; only a task that is a function of the config reads it",
+            ", ".join(f"{name}={getattr(config, name)!r}" for name in unused),
+        )
     return found
 
 

@@ -110,6 +110,18 @@ def test_a_value_of_the_example_alone_passes(workdir, changes):
         train(workdir, **changes)
 
 
+@pytest.mark.parametrize("shape", [(4,), (None, 5), (5, 1, 1)])
+def test_examples_that_the_model_does_not_take_are_refused_with_both_shapes(workdir, shape):
+    def other():
+        inputs = keras.Input(shape)
+        return keras.Model(inputs, keras.layers.Dense(1)(inputs))
+
+    with pytest.raises(dist_train.UsageError) as refused:
+        train(workdir, model=other)
+    assert f"takes examples of shape {shape}, and those of Task.train are" in str(refused.value)
+    assert "of shape (5,) when they reach it; reshape" in str(refused.value)
+
+
 def test_a_sum_over_the_batch_is_refused(workdir):
     loss = keras.losses.MeanSquaredError(reduction="sum")
     with pytest.raises(dist_train.UsageError, match=r"has reduction='sum', and here.*mean"):

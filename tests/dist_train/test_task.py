@@ -182,6 +182,18 @@ def test_resolve_takes_what_load_finds():
     assert list(resolve(lambda c: _task(metrics={c.model: max}), _CONFIG).metrics) == ["mlp"]
 
 
+@pytest.mark.parametrize("given", [_task, lambda: _task(), lambda config: _task()])
+def test_settings_that_the_task_does_not_read_are_told_of(given, caplog):
+    given = given() if given is _task else given  # a Task itself
+    resolve(given, Config(model="cnn", augment_shift=2, epochs=7))
+    told = "without an effect here: model='cnn', augment_shift=2; only a task that is a function"
+    reads = callable(given) and given.__code__.co_argcount == 1
+    assert (told in caplog.text) == (not reads)
+    caplog.clear()
+    resolve(given, Config(epochs=7))
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
