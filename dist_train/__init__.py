@@ -7,7 +7,8 @@ Where to look, besides this interface (task, examples, config, result, errors):
 
   start       start, session, environments, cluster, rendezvous, replicas, stopping, watchdog
   a run       loop, fit, build, state, best, timetable, pace, divergence, workers, follower
-  a step      step, line, program, lanes, reduction, agreement, optimizers, layers, evaluation
+  a step      step, lanes, line, program, purity, reduction, agreement, optimizers, layers,
+              evaluation
   data        schedule, input, buffers, readahead, mnist
   on disk     workdir, checkpoint, storage, rows, export
   what is said    log, metrics, tensorboard, timesheet, heartbeat, profiling, outcome, report,

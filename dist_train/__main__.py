@@ -17,6 +17,8 @@ from dist_train.config import Config
 from dist_train.errors import DistTrainError, Stopped, UsageError, one_line
 from dist_train.storage import is_remote
 
+_MULTI_WORKER = ("multi_worker", "multi-worker")
+
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit status."""
@@ -24,7 +26,9 @@ def main(argv: list[str]) -> int:
         if flags.FLAGS.compare is not None:
             return _compare([flags.FLAGS.compare, *argv[1:]], flags.FLAGS.output)
         folder = flags.FLAGS.workdir
-        known = flags.FLAGS.mode != "train" and folder is not None and not is_remote(folder)
+        # Of several workers the chief alone need see the folder.
+        alone = flags.FLAGS.strategy not in _MULTI_WORKER
+        known = alone and folder is not None and not is_remote(folder)
         saved = workdir.saved_settings(folder) if known else {}
         config = options.from_flags(flags.FLAGS, argv[1:], saved)
         _train(config)
@@ -92,8 +96,7 @@ def _leaves_at_once(status: int) -> bool:
     signals back their fatal default, while the same request may still come again, from the launcher
     after the scheduler.
     """
-    strategies = ("multi_worker", "multi-worker")
-    return flags.FLAGS.strategy in strategies or status == Stopped.exit_status
+    return flags.FLAGS.strategy in _MULTI_WORKER or status == Stopped.exit_status
 
 
 def _report(error: BaseException, message: str, status: int) -> int:

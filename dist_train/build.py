@@ -54,8 +54,9 @@ class Parts:
         self._make_inputs(task, workers)
         schedule = self.inputs["train"].schedule
         self.total_steps = config.epochs * schedule.steps_per_epoch
-        validated = schedule.steps_per_epoch * config.eval_epochs
-        self.log_steps = min(config.log_steps, validated or config.log_steps)
+        self.log_steps = config.log_steps
+        if task.validation is not None and config.eval_epochs:
+            self.log_steps = min(self.log_steps, schedule.steps_per_epoch * config.eval_epochs)
 
         keras.utils.set_random_seed(config.seed)
         with strategy.scope():

@@ -7,12 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from dist_train.program import Program
+from dist_train.purity import is_pure
 
-# Operations on a state that they leave as it is.
-_READS = ("ReadVariableOp", "ResourceGather")
-# Operations that run what is not seen here: Python, where two threads have never been before; or
-# functions, whose own operations may be of this kind.
-_HIDES = ("PyFuncStateless", "PartitionedCall", "StatelessIf", "StatelessWhile", "StatelessCase")
 # Operations whose outputs take no memory of their own.
 _ALIASES = ("Placeholder", "ReadVariableOp", "Identity", "Reshape", "ExpandDims", "Squeeze")
 # Bytes of the largest tensor of a step of which two may be under way; they hold all of it twice.
@@ -65,10 +61,8 @@ def make_evaluation(
 
 def _may_overlap(graph: tf.Graph) -> bool:
     """Whether no operation changes what another step sees, or holds much memory."""
-    return not any(
-        (operation.op_def.is_stateful and operation.type not in _READS)
-        or operation.type in _HIDES
-        or (operation.type not in _ALIASES and not all(map(_is_small, operation.outputs)))
+    return is_pure(graph) and all(
+        operation.type in _ALIASES or all(map(_is_small, operation.outputs))
         for operation in graph.get_operations()
     )
 

@@ -23,6 +23,7 @@ def follow(
     timeout_s: float,
     validate: Callable[[], dict[str, float] | None],
     row: Callable[[int], Row],
+    check: Callable[[], None],
 ) -> tuple[dict[str, dict[str, float]], int]:
     """Until the checkpoint of the last step, which the other process writes.
 
@@ -33,6 +34,8 @@ def follow(
       timeout_s: the longest wait for a checkpoint.
       validate: the means over the validation examples, or None if there are none.
       row: what else a line of the log has, by step.
+      check: raises UsageError if the run, which may have begun after this process, has other
+        settings.
 
     Returns:
       ({"validation": last means}, step).
@@ -59,6 +62,7 @@ def follow(
             if newest <= step or (restored := checkpoints.restore()) is None:
                 time.sleep(_POLL_S)
                 continue
+            check()
             is_new = restored > step  # else the newest is damaged
             step, newest_at = max(newest, restored), time.monotonic()
             if is_new and (values := validate()) is not None:

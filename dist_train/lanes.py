@@ -17,10 +17,12 @@ from absl import logging
 
 from dist_train.layers import all_layers
 from dist_train.program import Program
+from dist_train.purity import is_pure
 
 _BATCH = range(64, 512 + 1, 2)
 _WEIGHTS = 1 << 18
 _STEPS = 1 << 13
+_EPOCHS = 16  # that are tried
 
 
 def choose(program: Program, *, batch_size: int, steps: int, examples: Any) -> int:
@@ -39,15 +41,48 @@ def choose(program: Program, *, batch_size: int, steps: int, examples: Any) -> i
         and program.parts == 1
         and _is_small_and_dense(program.model)
     )
-    return 2 if pays and _is_separable(program, examples) else 1
+    try:
+        return 2 if pays and _is_separable(program, examples) else 1
+    except Exception:  # the first step fails too, and says where
+        logging.debug("the step cannot be tried on a few examples", exc_info=True)
+        return 1
 
 
 def _is_separable(program: Program, examples: Any) -> bool:
-    try:
-        return program.is_separable(examples)
-    except Exception:  # the first step fails too, and says where
-        logging.debug("the step cannot be tried on a few examples", exc_info=True)
+    """Whether sums and gradients of some examples are those of two halves of them, added.
+
+    They are not if a layer, or `preprocess`, looks at other examples than its own. It may do so at
+    random, by the epoch: some are tried. Nothing runs before it is known to change nothing.
+    """
+    weights = [variable.value for variable in program.model.trainable_variables]
+
+    @tf.function(autograph=False)
+    def share(some: Any, ids: tf.Tensor, epoch: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            objective, sums = program.sums(some, ids, epoch)
+        gradients = tape.gradient(
+            objective, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return [sums, *map(tf.convert_to_tensor, gradients)]
+
+    half = len(tf.nest.flatten(examples)[0]) // 2
+    if half == 0 or tf.config.functions_run_eagerly():
         return False
+    parts = slice(2 * half), slice(half), slice(half, 2 * half)
+    some = [tf.nest.map_structure(lambda array, at=at: array[at], examples) for at in parts]
+    ids = [tf.range(2 * half)[at] for at in parts]
+    if not is_pure(share.get_concrete_function(some[0], ids[0], tf.constant(0)).graph):
+        return False
+    for epoch in range(_EPOCHS):
+        whole, *halves = (share(*part, tf.constant(epoch)) for part in zip(some, ids, strict=True))
+        if not all(map(_is_close, whole, map(tf.add, *halves))):
+            return False
+    return True
+
+
+def _is_close(one: tf.Tensor, other: tf.Tensor) -> bool:
+    most = np.max(np.abs(one), initial=0.0)
+    return np.allclose(one, other, rtol=1e-3, atol=1e-4 * most)
 
 
 def _cores() -> int:
@@ -59,12 +94,12 @@ def _cores() -> int:
 
 
 def _is_small_and_dense(model: keras.Model) -> bool:
-    """And without a state, which would change twice a step, or sums that may overflow."""
+    """And of float32: sums of float16 may overflow for the whole, and not for its halves."""
+    layers = all_layers(model)
+    dense = [layer for layer in layers if isinstance(layer, keras.layers.Dense)]
     weights = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
-    layers = [layer for layer in all_layers(model) if not isinstance(layer, keras.Model)]
     return (
         weights <= _WEIGHTS
-        and not model.non_trainable_variables
-        and all(isinstance(layer, keras.layers.Dense) or not layer.weights for layer in layers)
-        and all(layer.compute_dtype == "float32" for layer in layers)
+        and len(model.weights) == sum(len(layer.trainable_weights) for layer in dense)
+        and all(layer.compute_dtype == "float32" for layer in (model, *layers))
     )

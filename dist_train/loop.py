@@ -143,14 +143,16 @@ class _Loop:
         checkpoints = self._state.checkpoints
         assert checkpoints is not None
         assert self._workdir is not None
+        workdir, trajectory = self._workdir, self._config.trajectory()
         results, step = follow(
             checkpoints,
-            self._workdir,
+            workdir,
             self._session.request,
             is_over=self._state.is_over,
             timeout_s=self._config.stall_timeout_s,
             validate=lambda: self._evaluate("validation"),
             row=self._parts.row,
+            check=lambda: workdir.check_resumable(trajectory),
         )
         return self._result(results, step)
 

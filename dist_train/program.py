@@ -131,34 +131,6 @@ class Program:
                 )
         return None
 
-    def is_separable(self, examples: Any) -> bool:
-        """Whether the sums and gradients of some examples are those of two parts of them, added.
-
-        They are not if a layer, or `preprocess`, looks at other examples than its own, or draws
-        random numbers for a batch.
-
-        Args:
-          examples: (x, y) with arrays [b, …].
-        """
-        count = len(tf.nest.flatten(examples)[0])
-        weights = [variable.value for variable in self.model.trainable_variables]
-
-        def found(part: slice) -> list[tf.Tensor]:
-            some = tf.nest.map_structure(lambda array: array[part], examples)
-            with tf.GradientTape() as tape:
-                objective, sums = self.sums(some, tf.range(count)[part], tf.constant(1))
-            gradients = tape.gradient(
-                objective, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
-            return [sums, *map(tf.convert_to_tensor, gradients)]
-
-        half = slice(count // 2), slice(count // 2, None)
-        added = map(tf.add, *map(found, half))
-        return count > 1 and all(
-            np.allclose(whole, parts, rtol=1e-3, atol=1e-4 * np.abs(whole).max(initial=0.0))
-            for whole, parts in zip(found(slice(None)), added, strict=True)
-        )
-
     def _prepared(self, examples: Any, ids: tf.Tensor, epoch: tf.Tensor | None) -> tuple[Any, Any]:
         """(x, y) as the model and the loss see them."""
         # As model.fit does: float64 is NumPy's habit more often than anybody's intention.

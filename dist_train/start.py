@@ -47,7 +47,7 @@ def train(
 
     Raises:
       UsageError: settings, environment, task or data cannot be used.
-      RunError: the run failed; the last checkpoint is intact.
+      RunError: the run failed; what was saved is intact.
       Stopped: a signal asked to stop; the state was saved.
     """
     if task is None:

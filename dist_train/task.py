@@ -44,9 +44,10 @@ class Task:
         is), a Keras loss by name, or fn(y, outputs) -> [batch] float losses.
       metrics: {name: fn(y, outputs) -> [batch] float}; the exact mean over examples is reported.
       optimizer: () -> keras.Optimizer, called in the strategy's scope; default: from the flags.
-      preprocess: fn(x, y, seed) -> (x, y), traced, on the device, over a whole batch. `seed` is
-        [batch, 2] int32, a function of (seed, epoch, example index), for the tf.random.stateless_*
-        and tf.image.stateless_* functions; in evaluation it is None: no augmentation there.
+      preprocess: fn(x, y, seed) -> (x, y), traced, on the device, over some examples of a batch,
+        of which it must take each by itself. `seed` is [batch, 2] int32, a function of (seed,
+        epoch, example index), for the tf.random.stateless_* and tf.image.stateless_* functions; in
+        evaluation it is None: no augmentation there.
     """
 
     model: "Callable[[], keras.Model]"

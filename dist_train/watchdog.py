@@ -58,12 +58,14 @@ class _Wait:
         asking.join(_EXPLAIN_S)
         why = f" ({known[0]})" if known and known[0] else ""
         text = self._message.format(seconds=f"{self._seconds:g} s{why}")
-        # The message last: some fifty lines of stacks would scroll it away.
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        print(f"error: {text}", file=sys.stderr, flush=True)
-        if why:
-            time.sleep(LINGER_S)
-        os._exit(1)
+        try:
+            # The message last: some fifty lines of stacks would scroll it away.
+            faulthandler.dump_traceback(file=2, all_threads=True)
+            print(f"error: {text}", file=sys.stderr, flush=True)
+            if why:
+                time.sleep(LINGER_S)
+        finally:
+            os._exit(1)
 
 
 class _Watch:

@@ -260,7 +260,7 @@ def test_what_failed_in_the_background_is_raised_once_by_the_next_call(folder):
 def test_weights_that_are_not_finite_are_no_checkpoint(folder, bad):
     run = SavedRun(folder)
     run.save(1)
-    with pytest.raises(RunError, match=r"kernel is not finite after step 2; the last"):
+    with pytest.raises(RunError, match=r"kernel is not finite after step 2; what was saved"):
         run.save(2, value=bad)
     assert run.checkpoints.steps() == [1]
 

@@ -1,7 +1,9 @@
 """Following another process's checkpoints."""
 
 import pytest
+import small_run
 
+from dist_train.errors import UsageError
 from dist_train.follower import follow
 from dist_train.rows import read_rows
 from dist_train.stopping import StopRequest
@@ -40,7 +42,28 @@ def test_each_checkpoint_counts_once(tmp_path, looks):
         timeout_s=30.0,
         validate=lambda: {"loss": 1.0},
         row=lambda step: {"step": step, "epoch": 1},
+        check=lambda: None,
     )
     assert step == 40
     assert results == {"validation": {"loss": 1.0}}
     assert [row["step"] for row in read_rows(workdir.followed)] == [20, 40]
+
+
+def test_a_run_that_has_other_settings_is_not_followed(workdir, monkeypatch):
+    """It may have begun after the follower, which found nothing to compare with before."""
+    small_run.train(workdir, seed=3)
+    monkeypatch.setattr(Workdir, "check_resumable", _later(Workdir.check_resumable))
+    with pytest.raises(UsageError, match=r"seed=0 \(was 3\)"):
+        small_run.train(workdir, mode="follow")
+
+
+def _later(check):
+    """As where there is nothing yet the first time."""
+    calls = []
+
+    def checked(self, trajectory):
+        calls.append(trajectory)
+        if len(calls) > 1:
+            check(self, trajectory)
+
+    return checked

@@ -6,6 +6,7 @@ import pytest
 import small_run
 import tensorflow as tf
 
+import dist_train
 from dist_train import lanes
 
 
@@ -41,6 +42,41 @@ class Noisy(keras.layers.Layer):
         return x + tf.random.normal(tf.shape(x)) if training else x
 
 
+class Counting(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.count = tf.Variable(0)
+
+    def call(self, x, training=None):
+        if training:
+            self.count.assign_add(1)
+        return x
+
+
+class Drawing(keras.layers.Layer):
+    """From the generator that all layers of a process share."""
+
+    def call(self, x, training=None):
+        return x + 1e-6 * keras.random.normal(x.shape[1:]) if training else x
+
+
+class Own(keras.Model):
+    """Weights that belong to no layer."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(6, 2))
+
+    def call(self, x):
+        return x @ self.kernel
+
+
+def now_and_then_mixed(x, y, seed):
+    if seed is None:
+        return x, y
+    mixes = tf.random.stateless_uniform([], seed[0]) < 0.3
+    return tf.where(mixes, (x + x[::-1]) / 2, x), y
+
+
 def model(*between, **dense):
     return keras.Sequential(
         [
@@ -59,10 +95,7 @@ def regularized():
 def moved(x, y, seed):
     if seed is None:
         return x, y
-    shifts = tf.map_fn(
-        lambda one: tf.random.stateless_normal([6], one), seed, fn_output_signature=tf.float32
-    )
-    return x + 0.1 * shifts, y
+    return x + 0.1 * tf.sin(tf.cast(seed[:, :1] % 97 + seed[:, 1:], tf.float32)), y
 
 
 @pytest.mark.parametrize(
@@ -108,16 +141,22 @@ def test_halves_side_by_side_give_the_same_numbers(
         ({"model": lambda: model(keras.layers.LayerNormalization())}, {}),
         ({"model": lambda: model(Centered())}, {}),
         ({"model": lambda: model(Noisy())}, {}),
+        ({"model": lambda: model(Counting())}, {}),
+        ({"model": lambda: model(Drawing())}, {}),
+        ({"model": Own}, {}),
         ({"model": lambda: model(keras.layers.Dense(600), keras.layers.Dense(600))}, {}),
         ({"preprocess": halves_mixed}, {}),
+        ({"preprocess": now_and_then_mixed}, {}),
+        ({"train": dist_train.Arrays(small_run.X[:1], small_run.Y[:1])}, {}),
         ({}, {"batch_size": 32}),
         ({}, {"batch_size": 65}),
         ({}, {"gradient_accumulation": 2}),
         ({}, {"dtype": "mixed_float16"}),
     ],
     ids=[
-        "dropout", "batch-norm", "layer-norm", "other-examples", "random", "large", "mixed",
-        "small-batch", "odd-batch", "accumulated", "float16",
+        "dropout", "batch-norm", "layer-norm", "other-examples", "random", "counting", "drawing",
+        "own-weights", "large", "mixed", "mixed-at-random", "one-example", "small-batch",
+        "odd-batch", "accumulated", "float16",
     ],
 )  # fmt: skip
 def test_a_step_that_may_not_or_should_not_be_halved_is_whole(tmp_path, chosen, changes, settings):
@@ -131,6 +170,14 @@ def test_a_step_that_may_not_or_should_not_be_halved_is_whole(tmp_path, chosen, 
 def test_only_xla_on_one_replica_is_asked(tmp_path, chosen, settings):
     small_run.train(tmp_path, batch_size=64, epochs=1, **settings)
     assert chosen == []
+
+
+def test_what_is_tried_leaves_no_trace(tmp_path, chosen):
+    """Nothing runs before it is known to change nothing."""
+    layer = Counting()
+    small_run.train(tmp_path, {"model": lambda: model(layer)}, batch_size=80, epochs=3)
+    assert chosen == [1]
+    assert int(layer.count) == 3
 
 
 def test_a_short_run_is_not_halved(tmp_path, chosen, monkeypatch):
