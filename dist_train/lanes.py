@@ -21,7 +21,7 @@ from dist_train.purity import is_pure
 
 _BATCH = range(64, 512 + 1, 2)
 _WEIGHTS = 1 << 18
-_STEPS = 1 << 13
+_STEPS = 1 << 14
 _EPOCHS = 16  # that are tried
 
 

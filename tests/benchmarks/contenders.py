@@ -219,13 +219,13 @@ _TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"
 CONTENDERS = (
     # One device.
     # Long enough for what only a long run does, see dist_train/lanes.py.
-    Contender(name="dist_train", label="**dist_train**", epochs=11),
+    Contender(name="dist_train", label="**dist_train**", epochs=21),
     Contender(
         name="dist_train_lines",
         label="dist_train, a line every 200 steps (its default)",
         rival="dist_train",
         flags=("--log_steps=200",),
-        epochs=11,
+        epochs=21,
         usual=True,
     ),
     Contender(
@@ -235,7 +235,7 @@ CONTENDERS = (
         goal=0.8,
         goal_batch=1024,
         flags=("--input=stream",),
-        epochs=11,
+        epochs=21,
         models=("mlp",),
     ),
     Contender(
