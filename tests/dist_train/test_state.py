@@ -147,7 +147,7 @@ def test_skip_goes_on_while_some_steps_are_finite(tmp_path, log_steps):
 
 
 def test_skip_gives_up_when_nothing_is_finite_any_more(tmp_path):
-    with pytest.raises(dist_train.RunError, match=r"no step was finite since step 0; what was saved"):
+    with pytest.raises(dist_train.RunError, match="since step 0; what was saved before is"):
         train(tmp_path, task(range(80)), on_nan="skip", epochs=50)
 
 
