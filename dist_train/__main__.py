@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import traceback
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 
@@ -25,13 +26,7 @@ def main(argv: list[str]) -> int:
     try:
         if flags.FLAGS.compare is not None:
             return _compare([flags.FLAGS.compare, *argv[1:]], flags.FLAGS.output)
-        folder = flags.FLAGS.workdir
-        # Of several workers the chief alone need see the folder.
-        alone = flags.FLAGS.strategy not in _MULTI_WORKER
-        known = alone and folder is not None and not is_remote(folder)
-        saved = workdir.saved_settings(folder) if known else {}
-        config = options.from_flags(flags.FLAGS, argv[1:], saved)
-        _train(config)
+        _train(options.from_flags(flags.FLAGS, argv[1:], _saved()))
     except DistTrainError as error:
         return _report(error, str(error), error.exit_status)
     except KeyboardInterrupt as error:
@@ -43,6 +38,18 @@ def main(argv: list[str]) -> int:
         text = f"{type(error).__name__}: {one_line(error)} (--v=1 shows the traceback)"
         return _report(error, _place(error) + text, 1)
     return 0
+
+
+def _saved() -> dict[str, Any]:
+    """The settings of the run that an evaluation or prediction is about, as far as they are known.
+
+    Of several workers the chief alone need see its folder, and all must have the same settings.
+    """
+    folder = flags.FLAGS.workdir
+    alone = flags.FLAGS.mode == "evaluate" and flags.FLAGS.strategy not in _MULTI_WORKER
+    if folder is None or is_remote(folder) or not (alone or flags.FLAGS.mode == "predict"):
+        return {}
+    return workdir.saved_settings(folder)
 
 
 def _place(error: BaseException) -> str:

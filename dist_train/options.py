@@ -156,8 +156,8 @@ def from_flags(
     Args:
       flag_values: parsed.
       arguments: what stands beside the flags: further files to predict on.
-      saved: the settings of the run in workdir; evaluations and predictions take those that make
-        the model and its examples for their defaults.
+      saved: the settings of a run, of which those that make the model and its examples are taken
+        for flags that are not given.
 
     Raises:
       UsageError: a value is out of bounds, or two contradict each other.
@@ -179,9 +179,8 @@ def from_flags(
         values["predict_on"] = ",".join([values["predict_on"] or "", *arguments])
     elif arguments:
         raise UsageError(f"unexpected argument {arguments[0]!r}; flags are written --name=value")
-    if values["mode"] in ("evaluate", "predict"):
-        for field in dataclasses.fields(Config):
-            makes = field.metadata["trajectory"] or field.name in ("data_dir", "epochs")
-            if makes and field.name in (saved or {}) and not flag_values[field.name].present:
-                values[field.name] = (saved or {})[field.name]
+    for field in dataclasses.fields(Config):
+        makes = field.metadata["trajectory"] or field.name in ("data_dir", "epochs")
+        if makes and field.name in (saved or {}) and not flag_values[field.name].present:
+            values[field.name] = (saved or {})[field.name]
     return Config(**values)
