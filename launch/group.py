@@ -84,7 +84,7 @@ class Group:
         self._dump_at: float | None = None
         self._is_requested = False
         self._stopping = False
-        self._killing = False
+        self._killing = ""  # why all are killed; empty: they are not
         self._kill_at = float("inf")
         self._give_up_at = float("inf")
         self._evaluator_deadline = float("inf")
@@ -129,7 +129,7 @@ class Group:
                 )
                 self._stop(number)
             elif number == signal.SIGINT:
-                self._kill()
+                self._kill("Ctrl-C came again")
 
     def _on_messages(self, member: _Member, process: Process) -> None:
         messages = process.receive()
@@ -203,7 +203,7 @@ class Group:
                 if member.process:
                     member.process.kill_guard()
         elif now >= self._kill_at:
-            self._kill()
+            self._kill("it did not stop in time")
         elif self._stopping:
             return
         elif self._dump_at is not None:
@@ -250,8 +250,8 @@ class Group:
             self._kill_at = time.monotonic() + self._limits.grace_period_s
         self._send(number)
 
-    def _kill(self) -> None:
-        self._stopping = self._killing = True
+    def _kill(self, why: str) -> None:
+        self._stopping, self._killing = True, why
         self._kill_at = float("inf")
         self._give_up_at = time.monotonic() + _GIVE_UP_S
         self._send(signal.SIGKILL)

@@ -33,7 +33,7 @@ class Ended:
         code: exit status, or minus the signal that killed it.
         at_s: seconds since the group's start.
         asked: it had been asked to stop before.
-        killed: the launcher had sent SIGKILL before.
+        killed: why the launcher had sent SIGKILL before; empty: it had not.
         oom: the kernel says that it killed it for want of memory.
         tail: its last output.
         stall: why it counts as stalled; empty: it does not.
@@ -49,7 +49,7 @@ class Ended:
     code: int
     at_s: float
     asked: bool = False
-    killed: bool = False
+    killed: str = ""
     oom: bool = False
     tail: bytes = b""
     stall: str = ""
@@ -102,7 +102,7 @@ class Ended:
             how = "killed by SIGKILL: out of memory, says the kernel"
         elif self.code < 0:
             how = f"killed by {signal.Signals(-self.code).name}"
-            how += " from the launcher, as it did not stop in time" if self.killed else ""
+            how += f" from the launcher, as {self.killed}" if self.killed else ""
         else:
             how = f"exit status {self.code}"
         return f"{self.name} (pid {self.pid}{on}): {how}"
@@ -134,7 +134,7 @@ def first_failure(ended: Sequence[Ended]) -> Ended | None:
 
     def key(end: Ended) -> tuple[bool | float, ...]:
         is_evaluator = end.slot is None
-        return (is_evaluator, not end.stall, end.killed, end.lost_a_peer, end.asked, end.at_s)
+        return (is_evaluator, not end.stall, bool(end.killed), end.lost_a_peer, end.asked, end.at_s)
 
     return min(failures, key=key, default=None)
 

@@ -30,7 +30,7 @@ LOST = b"... UnavailableError: Collective ops is aborted by: Socket closed\n"
         # Those that the launcher killed come last.
         (
             ended("worker 1", 1, 2.0, asked=True),
-            [ended("worker 0", -9, 1.0, asked=True, killed=True)],
+            [ended("worker 0", -9, 1.0, asked=True, killed="late")],
         ),
         # A stall was found before anybody ended.
         (ended("worker 1", 75, 9.0, stall="silent"), [ended("worker 0", 1, 5.0)]),
@@ -57,7 +57,7 @@ def test_first_failure_is_the_one_that_explains_the_others(first, others):
         ([ended("worker 0", -9, 1.0)], 137),
         ([ended("worker 0", 75, 1.0, stall="silent")], 1),
         ([ended("worker 0", 0, 1.0), ended("evaluator", 4, 0.5)], 4),
-        ([ended("worker 0", 0, 1.0), ended("evaluator", -9, 9.0, asked=True, killed=True)], 0),
+        ([ended("worker 0", 0, 1.0), ended("evaluator", -9, 9.0, asked=True, killed="late")], 0),
         ([ended("worker 0", 0, 1.0), ended("evaluator", -15, 9.0, asked=True)], 0),
     ],
 )

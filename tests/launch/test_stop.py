@@ -53,6 +53,7 @@ while True:
     process.send_signal(signal.SIGINT)
     result = launcher.finish(process)
     assert result.status == 137
+    assert "killed by SIGKILL from the launcher, as Ctrl-C came again" in result.err
 
 
 def test_second_sigterm_leaves_the_grace_period_alone(launcher, python, eventually, tmp_path):
