@@ -23,6 +23,7 @@ def _setting(
     *,
     trajectory: bool = False,
     per_worker: bool = False,
+    of_task: bool = False,
     choices: tuple[str, ...] = (),
     lower: float | None = None,
     upper: float | None = None,
@@ -32,6 +33,7 @@ def _setting(
     Args:
       trajectory: whether it must agree with the workdir's on a resume.
       per_worker: whether workers may have it otherwise: a path or a habit of one machine.
+      of_task: whether nothing but a task reads it.
     """
     return dataclasses.field(
         default=default,
@@ -39,6 +41,7 @@ def _setting(
             "help": help,
             "trajectory": trajectory,
             "per_worker": per_worker,
+            "of_task": of_task,
             "choices": choices,
             "lower": lower,
             "upper": upper,
@@ -78,29 +81,33 @@ class Config:
         "For the built-in task: mlp (784-64-64-10), mlp512 (784-512-512-10), cnn (16-32-64"
         " channels), cnn128 (16-64-128) or cnn5 (16-32, 64-64, 128, 128 hidden).",
         trajectory=True,
+        of_task=True,
     )
     data_dir: str | None = _setting(
         None,
         "A folder with the four IDX files (plain or .gz), or an .npz with x_train, y_train,"
         " x_test, y_test. Default: the MNIST inside the package.",
         per_worker=True,
+        of_task=True,
     )
     augment_shift: int = _setting(
         0,
         "For the built-in task, as the two below, in training: each picture is moved by up to so"
         " many whole pixels on each axis.",
         trajectory=True,
+        of_task=True,
         lower=0,
     )
     augment_zoom: float = _setting(
         0.0,
         "Each picture shrinks or grows by up to this share on each axis.",
         trajectory=True,
+        of_task=True,
         lower=0.0,
         upper=1.0,
     )
     augment_flip: bool = _setting(
-        False, "Half of the pictures are mirrored, left to right.", trajectory=True
+        False, "Half of the pictures are mirrored, left to right.", trajectory=True, of_task=True
     )
     batch_size: int = _setting(
         64, "Examples per step over all replicas (the global batch).", trajectory=True, lower=1
@@ -164,8 +171,9 @@ class Config:
         lower=1,
     )
     validation_size: int = _setting(
-        10_000, "Examples taken from the end of the training set.", trajectory=True, lower=0
-    )
+        10_000, "Examples taken from the end of the training set.", trajectory=True, lower=0,
+        of_task=True,
+    )  # fmt: skip
     shuffle: bool = _setting(
         True, "A new order of the examples each epoch; false: the order of the file.",
         trajectory=True,

@@ -54,16 +54,11 @@ def _is_separable(program: Program, examples: Any) -> bool:
     They are not if a layer, or `preprocess`, looks at other examples than its own. It may do so at
     random, by the epoch: some are tried. Nothing runs before it is known to change nothing.
     """
-    weights = [variable.value for variable in program.model.trainable_variables]
 
     @tf.function(autograph=False)
     def share(some: Any, ids: tf.Tensor, epoch: tf.Tensor) -> list[tf.Tensor]:
-        with tf.GradientTape() as tape:
-            objective, sums = program.sums(some, ids, epoch)
-        gradients = tape.gradient(
-            objective, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
-        return [sums, *map(tf.convert_to_tensor, gradients)]
+        gradients, sums = program.gradients(some, ids, epoch)
+        return [sums, *gradients]
 
     half = len(tf.nest.flatten(examples)[0]) // 2
     if half == 0 or tf.config.functions_run_eagerly():

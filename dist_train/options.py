@@ -179,8 +179,10 @@ def from_flags(
         values["predict_on"] = ",".join([values["predict_on"] or "", *arguments])
     elif arguments:
         raise UsageError(f"unexpected argument {arguments[0]!r}; flags are written --name=value")
+    saved = saved or {}
     for field in dataclasses.fields(Config):
-        makes = field.metadata["trajectory"] or field.name in ("data_dir", "epochs")
-        if makes and field.name in (saved or {}) and not flag_values[field.name].present:
-            values[field.name] = (saved or {})[field.name]
+        name, meta = field.name, field.metadata
+        makes = meta["trajectory"] or meta["of_task"] or name == "epochs"
+        if makes and name in saved and not flag_values[name].present:
+            values[name] = saved[name]
     return Config(**values)

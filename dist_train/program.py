@@ -81,6 +81,35 @@ class Program:
             objective += count * tf.cast(tf.add_n(self.model.losses), tf.float32)
         return objective, tf.stack([loss, count, *metrics])
 
+    def gradients(
+        self,
+        examples: Any,
+        ids: tf.Tensor,
+        epoch: tf.Tensor | None,
+        *,
+        scale: tf.Tensor | None = None,
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """(gradients, sums) of some examples; for the arguments and the sums see `sums`.
+
+        Args:
+          scale: what the objective, and with it each gradient, is multiplied by; None: nothing.
+
+        Returns:
+          gradients: of the objective by each trainable weight, float32 in the weight's shape.
+        """
+        with tf.GradientTape() as tape:
+            objective, sums = self.sums(examples, ids, epoch)
+            if scale is not None:
+                objective *= scale
+        gradients = tape.gradient(
+            objective,
+            [variable.value for variable in self.model.trainable_variables],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        # An embedding's gradient comes as the rows that were looked up: the sum wants all of them.
+        dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        return [tf.cast(gradient, tf.float32) for gradient in dense], sums
+
     def dependence(self, examples: Any) -> str | None:
         """What is wrong with a loss or a metric whose value for one example depends on the others.
 

@@ -336,18 +336,8 @@ class TrainLoop:
     def _part(
         self, examples: Any, ids: tf.Tensor, epoch: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        with tf.GradientTape() as tape:
-            objective, sums = self._program.sums(examples, ids, epoch)
-            if self._loss_scale is not None:
-                objective *= self._loss_scale.scale
-        gradients = tape.gradient(
-            objective,
-            [variable.value for variable in self._variables],
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
-        # An embedding's gradient comes as the rows that were looked up: the sum wants all of them.
-        dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
-        return [tf.cast(gradient, tf.float32) for gradient in dense], sums
+        scale = None if self._loss_scale is None else self._loss_scale.scale
+        return self._program.gradients(examples, ids, epoch, scale=scale)
 
     def _apply(self, gradients: list[tf.Tensor], tail: tf.Tensor) -> tf.Tensor | None:
         """The optimizer's update of this replica's weights, from the reduced gradients.

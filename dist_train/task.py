@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 _BUILT_IN = {"mnist": "dist_train.mnist:task"}
 # The step's own sums, and what else a row of the log has.
 _RESERVED = {"loss", "weight", *FACTS}
-# Settings that nothing but a task reads.
-_FOR_TASKS = (
-    "model", "data_dir", "augment_shift", "augment_zoom", "augment_flip", "validation_size"
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,11 +163,15 @@ def resolve(found: Any, config: "Config") -> Task:
             raise UsageError(f"the task could not be made: {error}") from error
     if not isinstance(found, Task):
         raise UsageError(f"the task is a {type(found).__name__}; it must be a dist_train.Task")
-    unused = [name for name in _FOR_TASKS if getattr(config, name) != getattr(type(config), name)]
+    unused = [
+        f"{field.name}={value!r}"
+        for field in dataclasses.fields(config)
+        if field.metadata["of_task"] and (value := getattr(config, field.name)) != field.default
+    ]
     if unused and not takes_config:
         logging.warning(
             "without an effect here: %s; only a task that is a function of the config reads it",
-            ", ".join(f"{name}={getattr(config, name)!r}" for name in unused),
+            ", ".join(unused),
         )
     return found
 
