@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 
-from dist_train import Config
+from dist_train import Config, __main__, options
 
 ROOT = Path(__file__).parents[2]
 SLOW = pytest.mark.slow  # each starts TensorFlow
@@ -302,6 +303,25 @@ asyncio.run(cell())
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.split()
     assert first == second
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        (["--mode=evaluate"], True),
+        (["--mode=evaluate", "--strategy=mirrored"], True),
+        (["--mode=evaluate", "--strategy=multi-worker"], False),  # on the chief there is a folder
+        (["--mode=follow"], False),
+        ([], False),
+    ],
+)
+def test_who_takes_settings_from_a_workdir(tmp_path, monkeypatch, given, taken):
+    (tmp_path / "config.json").write_text('{"config": {"seed": 7}}')
+    values = flags.FlagValues()
+    options.define_flags(values)
+    values(["dist-train", *given, f"--workdir={tmp_path}"])
+    monkeypatch.setattr(__main__.flags, "FLAGS", values)
+    assert __main__._saved() == ({"seed": 7} if taken else {})
 
 
 @SLOW

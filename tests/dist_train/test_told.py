@@ -37,6 +37,11 @@ def test_beside_each_validation_is_a_line_of_the_training(workdir, eval_epochs, 
     assert [row["step"] for row in rows(workdir, "validation")] == (steps if eval_epochs else [])
 
 
+def test_without_validations_the_lines_come_as_asked_for(workdir):
+    train(workdir, {"validation": None}, epochs=4, log_steps=15)
+    assert [row["step"] for row in rows(workdir, "train")] == [15, 20]
+
+
 def test_a_task_that_has_changed_is_told_of(workdir, caplog):
     train(workdir, {"optimizer": lambda: keras.optimizers.SGD(0.01)}, learning_rate=0.001)
     with caplog.at_level(logging.WARNING):

@@ -35,6 +35,17 @@ def test_a_body_that_hangs_ends_the_process_with_the_message_and_the_stacks():
     assert any("waiting_for_a_peer" in line for line in rest)
 
 
+def test_a_stderr_that_is_none_of_the_system_is_no_obstacle():
+    done = _run(
+        "import io, sys\n"
+        "sys.stderr = io.StringIO()\n"
+        "with watchdog.bound(0.2, 'more than {seconds}'):\n"
+        "    threading.Event().wait(60)\n"
+    )
+    assert done.returncode == 1
+    assert "most recent call first" in done.stderr
+
+
 def test_a_process_that_knows_more_still_answers_those_who_ask_a_moment_later():
     done = _run(
         "answered = threading.Event()\n"
