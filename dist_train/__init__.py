@@ -5,7 +5,8 @@ logical devices and the workers' connections must be settled before it initializ
 
 Where to look, besides this interface (task, examples, config, result, errors):
 
-  start       start, session, environments, cluster, rendezvous, replicas, stopping, watchdog
+  start       start, session, environments, cluster, rendezvous, deferred, replicas, stopping,
+              watchdog
   a run       loop, fit, build, state, best, timetable, pace, divergence, workers, follower
   a step      step, lanes, line, program, purity, reduction, agreement, optimizers, layers,
               evaluation

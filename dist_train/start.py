@@ -17,6 +17,7 @@ from dist_train import environments, rendezvous, stopping, versions, watchdog
 from dist_train import task as tasks
 from dist_train.cluster import Cluster
 from dist_train.config import Config
+from dist_train.deferred import deferred
 from dist_train.errors import Stopped, UsageError
 from dist_train.session import Session
 from dist_train.storage import is_remote
@@ -112,7 +113,9 @@ def _create_strategy(config: Config, cluster: Cluster | None) -> "tf.distribute.
         "TensorFlow did not start with its peers within {seconds}, although all had arrived; one of"
         " them died, or its port is closed to this host",
     ):
-        with _quiet_stderr():
+        # TensorFlow imports matplotlib where it is installed, for pictures that Keras can draw: a
+        # fifth of its import, in each of the workers.
+        with _quiet_stderr(), deferred("matplotlib", "pyplot", "patches"):
             from dist_train import replicas
 
         return replicas.create(config.strategy, config.devices, cluster)

@@ -1,5 +1,6 @@
 """TensorBoard: the numbers and pictures of a run, as its files of events."""
 
+import functools
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -44,45 +45,60 @@ class TensorBoard:
     """The numbers of each row as scalars named '<kind>/<metric>'.
 
     The tensorboard package's own writer: it has a thread, where tf.summary takes a millisecond of
-    the training for each line of the log.
+    the training for each line of the log. It is imported for the first row, not before the first
+    step.
     """
 
     def __init__(self, folder: Path):
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        self._folder = folder
+        self._settings: tuple[dict[str, Any], float] | None = None
+
+    @functools.cached_property
+    def _writer(self) -> Any:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._event, self._summary = Event, Summary
-        self._writer = EventFileWriter(str(folder))
+        writer = EventFileWriter(str(self._folder))
         # Its thread would die of a full disk with a traceback; metrics.jsonl has the numbers too.
-        queue = self._writer._async_writer
-        queue._writer = queue._worker._record_writer = _Forgiving(queue._writer, folder)
+        queue = writer._async_writer
+        queue._writer = queue._worker._record_writer = _Forgiving(queue._writer, self._folder)
+        return writer
 
     def write(self, row: Row) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         values = [
-            self._summary.Value(tag=f"{row['kind']}/{name}", simple_value=value)
+            Summary.Value(tag=f"{row['kind']}/{name}", simple_value=value)
             for name, value in row.items()
             if isinstance(value, float) and name != "time"
         ]
-        self._add(self._summary(value=values), row["step"], row["time"])
+        self._add(Summary(value=values), row["step"], row["time"])
 
     def picture(self, tag: str, png: bytes, step: int, time: float) -> None:
         """A PNG for the Images tab."""
-        image = self._summary.Image(encoded_image_string=png)
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        image = Summary.Image(encoded_image_string=png)
         # The size stands in the PNG's first chunk; TensorBoard wants it beside.
         image.width, image.height = struct.unpack(">II", png[16:24])
         image.colorspace = 4
-        self._add(self._summary(value=[self._summary.Value(tag=tag, image=image)]), step, time)
+        self._add(Summary(value=[Summary.Value(tag=tag, image=image)]), step, time)
 
     def settings(self, values: Mapping[str, Any], time: float) -> None:
-        """The hyper-parameters, for the HParams tab."""
-        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-
+        """The hyper-parameters, for the HParams tab; written with the first row or picture."""
         known = {name: value for name, value in values.items() if value is not None}
-        self._add(hparams_pb(known, trial_id="run", start_time_secs=time), 0, time)
+        self._settings = known, time
 
     def _add(self, summary: Any, step: int, time: float) -> None:
-        self._writer.add_event(self._event(wall_time=time, step=step, summary=summary))
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        if self._settings is not None:
+            from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+            known, start = self._settings
+            self._settings = None
+            self._add(hparams_pb(known, trial_id="run", start_time_secs=start), 0, start)
+        self._writer.add_event(Event(wall_time=time, step=step, summary=summary))
 
     def close(self) -> None:
-        self._writer.close()
+        if "_writer" in vars(self):
+            self._writer.close()
