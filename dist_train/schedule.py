@@ -9,9 +9,11 @@ import math
 
 import tensorflow as tf
 
-# The public tf.random.experimental.index_shuffle has 4 rounds, after which the orders of two epochs
-# still correlate by 0.65 to 0.75 (50,000 examples); from 12 on nothing is left to measure.
-_SHUFFLE_ROUNDS = 16
+from dist_train.permutation import permuted
+
+# After 4, as many as tf.random.experimental.index_shuffle has, the orders of two epochs still
+# correlate by 0.65 to 0.75 (50,000 examples); from 12 on nothing is left to measure.
+_ROUNDS = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,9 +81,8 @@ class Schedule:
             [3], seed=tf.stack([tf.constant(self.seed, tf.int64), epoch]),
             minval=None, maxval=None, dtype=tf.uint32, alg="philox",
         )  # fmt: skip
-        return tf.raw_ops.RandomIndexShuffle(
-            index=position,
-            seed=key,
-            max_index=tf.constant(self.examples - 1, tf.int64),
-            rounds=_SHUFFLE_ROUNDS,
-        )
+        ids = tf.numpy_function(
+            lambda places, key: permuted(places, key, self.examples, _ROUNDS),
+            [position, key], tf.int64, stateful=False,
+        )  # fmt: skip
+        return tf.ensure_shape(ids, position.shape)

@@ -33,7 +33,7 @@ def schedule(examples, batch_size, **options):
     return Schedule(examples=examples, batch_size=batch_size, **values)
 
 
-@pytest.mark.parametrize("examples", [1, 2, 10, 1000, 4097])
+@pytest.mark.parametrize("examples", [1, 2, 10, 1000, 4097, 65_537])
 @pytest.mark.parametrize("epoch", [0, 1, 7])
 def test_an_epoch_has_each_example_once(examples, epoch):
     ids = order(schedule(examples, 64), epoch)

@@ -1,0 +1,69 @@
+"""Permutation: places of a random order, each computed by itself.
+
+As `tf.random.experimental.index_shuffle` does: a Simon cipher (Beaulieu et al., 2013) of words as
+short as the numbers allow, applied until a number is in range (cycle walking: Black and Rogaway,
+2002). TensorFlow's operation takes up to four times as long, since it schedules the keys anew for
+each place; and where the last number is a power of four, it gives one number twice and another
+never.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+_LEAST_BITS = 8  # of a word; shorter ones show patterns
+_C, _Z = 0xFFFFFFFC, 0x7369F885192C0EF5
+
+
+def permuted(places: np.ndarray, key: np.ndarray, count: int, rounds: int) -> np.ndarray:
+    """[n] int64, the numbers at some places of an order of 0 to count - 1.
+
+    Args:
+      places: [n] int64, from 0 to count - 1.
+      key: [3] uint32; another one gives another order.
+      count: from 1 to 2³².
+      rounds: of the cipher, even and at least 4; the more, the less have two orders in common.
+    """
+    bits = max(_LEAST_BITS, ((count - 1).bit_length() + 1) // 2)
+    encrypt = _cipher(_keys(key, bits, rounds), bits)
+    numbers = 1 << 2 * bits
+    if 4 * count < numbers:  # a walk is long, but all numbers are few: each step makes it half
+        following = encrypt(np.arange(numbers))
+        while (following[places] >= count).any():
+            following = np.where(following < count, following, following[following])
+        return following[places]
+    found = encrypt(places)
+    outside = np.flatnonzero(found >= count)
+    while len(outside):
+        found[outside] = encrypt(found[outside])
+        outside = outside[found[outside] >= count]
+    return found
+
+
+def _cipher(keys: list[int], bits: int) -> Callable[[np.ndarray], np.ndarray]:
+    mask = (1 << bits) - 1
+    dtype = np.uint16 if bits == 8 else np.uint32  # has room for two words
+
+    def mixed(word: np.ndarray) -> np.ndarray:
+        both = word << bits | word  # side by side, so that a shift rotates
+        return ((both >> (bits - 1)) & (both >> (bits - 8)) ^ (both >> (bits - 2))) & mask
+
+    def encrypt(numbers: np.ndarray) -> np.ndarray:
+        left: np.ndarray = (numbers >> bits).astype(dtype)
+        right: np.ndarray = (numbers & mask).astype(dtype)
+        for even, odd in zip(keys[::2], keys[1::2], strict=True):
+            left ^= mixed(right) ^ even
+            right ^= mixed(left) ^ odd
+        return left.astype(np.int64) << bits | right
+
+    return encrypt
+
+
+def _keys(key: np.ndarray, bits: int, rounds: int) -> list[int]:
+    mask = (1 << bits) - 1
+    keys, z = [int(word) & mask for word in key], _Z & mask
+    for _ in range(3, rounds):
+        both = keys[-1] << bits | keys[-1]
+        keys.append((_C ^ (z & 1) ^ keys[-3] ^ (both >> 3) ^ (both >> 4)) & mask)
+        z >>= 1
+    return keys
