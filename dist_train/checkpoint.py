@@ -254,9 +254,17 @@ class _Copy:
         ]
 
     def take(self) -> None:
-        """Copies the state as it is now."""
+        """Copies the state as it is now.
+
+        (Keras's own `_copy_trackable_to_cpu` makes new variables each time, and two of each.)
+        """
         for variable in self._variables:
-            variable._copy_trackable_to_cpu(object_map=self._copies)
+            value = variable.value if isinstance(variable, keras.Variable) else variable
+            if variable in self._copies:
+                self._copies[variable].assign(value, read_value=False)
+            else:
+                with tf.device("CPU:0"):
+                    self._copies[variable] = tf.Variable(value, trainable=False)
 
     def write(self, prefix: str) -> None:
         """Writes the copy in the format of tf.train.Checkpoint."""
