@@ -256,7 +256,7 @@ class _Copy:
     def take(self) -> None:
         """Copies the state as it is now.
 
-        (Keras's own `_copy_trackable_to_cpu` makes new variables each time, and two of each.)
+        (Keras's own `_copy_trackable_to_cpu` keeps two copies of each, one of them made anew.)
         """
         for variable in self._variables:
             value = variable.value if isinstance(variable, keras.Variable) else variable
@@ -264,7 +264,7 @@ class _Copy:
                 self._copies[variable].assign(value, read_value=False)
             else:
                 with tf.device("CPU:0"):
-                    self._copies[variable] = tf.Variable(value, trainable=False)
+                    self._copies[variable] = tf.Variable(value, shape=value.shape, trainable=False)
 
     def write(self, prefix: str) -> None:
         """Writes the copy in the format of tf.train.Checkpoint."""

@@ -14,6 +14,8 @@ class _Deferred(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name == "__path__":  # every `from package import ...` looks whether there is one
             return _Path(self.__name__)
+        if name == "__file__" and sys.modules.get(self.__name__) is self:  # inspect asks all
+            raise AttributeError(name)
         return getattr(_import(self.__name__), name)
 
 
@@ -34,18 +36,20 @@ def _import(name: str) -> types.ModuleType:
 
 @contextlib.contextmanager
 def deferred(package: str, *submodules: str) -> Iterator[None]:
-    """What the body imports of a package is a stand-in, which becomes the package at its first use.
+    """What the body imports of a package is a stand-in, which imports the package at its first use.
 
-    Nothing happens if the package was imported before; afterwards every import is the real one.
+    From then on it hands on what is asked of it. Nothing happens if the package was imported
+    before; afterwards every import is the real one.
 
     Args:
       package: name of a top-level package, installed or not.
-      submodules: names of its modules that are imported in the body.
+      submodules: names of its modules that are imported in the body; all of them.
     """
-    if package in sys.modules or importlib.util.find_spec(package) is None:
+    if package in sys.modules or (spec := importlib.util.find_spec(package)) is None:
         yield
         return
     top = sys.modules[package] = _Deferred(package)
+    top.__spec__ = spec  # for those who only look whether it is there
     for name in submodules:
         module = sys.modules[f"{package}.{name}"] = _Deferred(f"{package}.{name}")
         setattr(top, name, module)
@@ -56,5 +60,6 @@ def deferred(package: str, *submodules: str) -> Iterator[None]:
 
 
 def _withdraw() -> None:
-    for name in [name for name, module in sys.modules.items() if type(module) is _Deferred]:
-        del sys.modules[name]
+    for name, module in list(sys.modules.items()):  # another thread may import meanwhile
+        if type(module) is _Deferred:
+            sys.modules.pop(name, None)

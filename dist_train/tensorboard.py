@@ -37,8 +37,12 @@ class _Forgiving:
             act()
         except (OSError, tf.errors.OpError) as error:
             self._has_failed = True
-            first = str(getattr(error, "message", error)).splitlines()[0]
-            logging.warning("%s cannot be written any more: %s", self._folder, first)
+            _warn(self._folder, "any more", error)
+
+
+def _warn(folder: Path, when: str, error: Exception) -> None:
+    first = str(getattr(error, "message", error)).splitlines()[0]
+    logging.warning("%s cannot be written %s: %s", folder, when, first)
 
 
 class TensorBoard:
@@ -55,9 +59,15 @@ class TensorBoard:
 
     @functools.cached_property
     def _writer(self) -> Any:
+        """None, after a warning, if there can be none."""
+        import tensorflow as tf
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        writer = EventFileWriter(str(self._folder))
+        try:
+            writer = EventFileWriter(str(self._folder))
+        except (OSError, tf.errors.OpError) as error:
+            _warn(self._folder, "at all", error)
+            return None
         # Its thread would die of a full disk with a traceback; metrics.jsonl has the numbers too.
         queue = writer._async_writer
         queue._writer = queue._worker._record_writer = _Forgiving(queue._writer, self._folder)
@@ -97,8 +107,9 @@ class TensorBoard:
             known, start = self._settings
             self._settings = None
             self._add(hparams_pb(known, trial_id="run", start_time_secs=start), 0, start)
-        self._writer.add_event(Event(wall_time=time, step=step, summary=summary))
+        if self._writer is not None:
+            self._writer.add_event(Event(wall_time=time, step=step, summary=summary))
 
     def close(self) -> None:
-        if "_writer" in vars(self):
+        if vars(self).get("_writer") is not None:
             self._writer.close()

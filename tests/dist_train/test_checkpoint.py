@@ -282,16 +282,25 @@ def test_the_copy_restores_all_that_a_plain_checkpoint_does(folder, replicas):
         optimizer = keras.optimizers.Adam()
         optimizer.build(model.trainable_variables)
         other = tf.Variable([1.0, 2.0])
+    growing = tf.Variable([1.0], shape=[None])
 
     def state():
-        return tf.train.Checkpoint(model=model, optimizer=optimizer, other=other)
+        return tf.train.Checkpoint(model=model, optimizer=optimizer, other=other, growing=growing)
+
+    def change():
+        for variable in (*model.variables, *optimizer.variables, other):
+            variable.assign_add(tf.ones(variable.shape, variable.dtype))  # in place, if it may
 
     for number, weight in enumerate(model.trainable_variables):
         weight.assign(np.full(weight.shape, number + 0.5))
     checkpoints = Checkpoints(storage.opened(str(folder)), state, keep=3)
+    checkpoints.save(3)  # makes the copies, which the next one fills anew
+    change()
+    growing.assign([3.0, 4.0])
     checkpoints.save(4)
-    checkpoints.wait()
     plain = state().write(str(folder / "plain"))
+    change()
+    checkpoints.wait()
     mine, theirs = (
         {
             name: tf.train.load_variable(path, name)

@@ -1,5 +1,6 @@
 """Stand-ins for packages that another one imports without a use for them."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,17 @@ def test_a_deferred_package_is_imported_at_its_first_use(package, capsys):
     assert not {"pictures", "pictures.plot"} & set(sys.modules)
     assert (user.plot.color, user.again.color) == ("blue", "blue")
     assert capsys.readouterr().out == "pictures plot "
+
+
+def test_to_look_whether_it_is_there_is_no_use(package, capsys):
+    with deferred("pictures", "plot"):
+        import user
+
+        assert importlib.util.find_spec("pictures") is not None
+        for module in list(sys.modules.values()):  # as the inspect module does
+            hasattr(module, "__file__")
+    assert capsys.readouterr().out == ""
+    assert user.plot.__file__.endswith("plot.py")
 
 
 def test_an_import_afterwards_is_the_real_one(package, capsys):

@@ -120,3 +120,14 @@ def test_tensorboard_gets_each_number_at_its_step(path):
         "validation/loss": (7, 0.25),
     }
     assert [row["kind"] for row in read_rows(path)] == ["train", "validation"]
+
+
+def test_the_numbers_are_kept_where_tensorboard_has_no_place(path, caplog):
+    board = path.parent / "tensorboard"
+    board.write_text("a file where the folder should be")
+    with RunLog.opened(path, board, step=0, total_steps=10, progress="false") as log:
+        log.settings({"seed": 3})
+        log.train(_train_row(7))
+        log.evaluation("validation", {"step": 7, "epoch": 1, "examples": 9, "loss": 0.25})
+    assert caplog.text.count("cannot be written at all") == 1
+    assert [row["kind"] for row in read_rows(path)] == ["train", "validation"]
