@@ -70,7 +70,7 @@ class Ordeal:
         self.workdir = self.disk / "run"
         self.ballast = self.disk / "ballast"
         self.report = []
-        self.truncated = False
+        self.truncated = None  # the file, and what identifies it
         self.launcher = None
         self.mounted = False
 
@@ -78,7 +78,7 @@ class Ordeal:
         for number, each in enumerate(self.plan.rounds):
             self.log = self.folder / f"round-{number}.log"
             (self.folder / "struck").unlink(missing_ok=True)
-            before, damaged = self.checkpoints(), self.truncated
+            before, damaged = self.checkpoints(), self.is_newest_damaged()
             status = self.one(each)
             text = self.log.read_text(errors="replace")
             self.report.append(f"{each}: {status}")
@@ -113,7 +113,6 @@ class Ordeal:
         """Starts the launcher, lets the fault strike, and waits for the end; its status."""
         fault = each.fault
         self.struck = False
-        self.truncated = False
         helped = fault is not None and fault.kind in AT_THE_START
         program = [str(HERE / "faults.py")] if helped else ["-m", "dist_train"]
         restarts = 0 if fault is not None and fault.kind in ENDS else 3
@@ -186,7 +185,14 @@ class Ordeal:
         if len(steps) > 1:
             (data,) = (self.workdir / "checkpoints" / f"step-{steps[-1]:08d}").glob("state.data*")
             os.truncate(data, data.stat().st_size // 2)
-            self.truncated = True
+            self.truncated = data, data.stat().st_ino
+
+    def is_newest_damaged(self):
+        """Whether what was truncated is still there; a round that ends early leaves it so."""
+        if self.truncated is None:
+            return False
+        path, inode = self.truncated
+        return path.exists() and path.stat().st_ino == inode
 
     def kill(self, pid, number):
         try:
