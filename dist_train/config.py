@@ -6,7 +6,6 @@ and the comparison on a resume all follow from that.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from dist_train import arguments
@@ -395,13 +394,3 @@ class Config:
         if self.lr_schedule != "constant":  # it is stretched over the whole run
             settings["epochs"] = self.epochs
         return settings
-
-
-def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{name: (mine, theirs)} where the two differ; a missing name counts as None."""
-    names = {**mine, **theirs}
-    return {
-        name: (mine.get(name), theirs.get(name))
-        for name in names
-        if mine.get(name) != theirs.get(name)
-    }

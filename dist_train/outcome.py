@@ -20,9 +20,10 @@ from dist_train import (
     versions,
 )
 from dist_train.build import Parts
-from dist_train.config import Config, differences
+from dist_train.config import Config
 from dist_train.log import RunLog
 from dist_train.rows import Row, read_rows
+from dist_train.settings import differences
 from dist_train.task import Task
 from dist_train.workdir import Workdir
 from dist_train.workers import Workers

@@ -50,7 +50,7 @@ def _few(key: tuple[int, ...], count: int, rounds: int) -> np.ndarray:
 
 def _cipher(keys: list[int], bits: int) -> Callable[[np.ndarray], np.ndarray]:
     mask = (1 << bits) - 1
-    dtype = np.uint16 if bits == 8 else np.uint32  # has room for two words
+    dtype = np.uint16 if 2 * bits <= 16 else np.uint32  # has room for two words
 
     def mixed(word: np.ndarray) -> np.ndarray:
         both = word << bits | word  # side by side, so that a shift rotates

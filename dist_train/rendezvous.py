@@ -20,8 +20,8 @@ from typing import Any
 from absl import logging
 
 from dist_train.cluster import Cluster
-from dist_train.config import differences
 from dist_train.errors import RunError, UsageError
+from dist_train.settings import differences
 
 _RETRY_S = 0.1
 _MAX_LINE = 1 << 20

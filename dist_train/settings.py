@@ -1,9 +1,10 @@
-"""Settings: the type and bounds of a field of Config, and values that keep to them."""
+"""Settings: the type and bounds of a field of Config, values that keep to them, differences."""
 
 import dataclasses
 import math
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from dist_train.errors import UsageError
@@ -46,3 +47,13 @@ def kind_of(field: dataclasses.Field) -> tuple[type, bool]:
         return kind, True
     assert isinstance(field.type, type)
     return field.type, False
+
+
+def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{name: (mine, theirs)} where the two differ; a missing name counts as None."""
+    names = {**mine, **theirs}
+    return {
+        name: (mine.get(name), theirs.get(name))
+        for name in names
+        if mine.get(name) != theirs.get(name)
+    }

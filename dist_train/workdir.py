@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dist_train.config import differences
 from dist_train.errors import RunError, UsageError
+from dist_train.settings import differences
 from dist_train.storage import is_remote
 
 _LOCK = ".lock"

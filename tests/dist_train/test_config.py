@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_train import Config, UsageError
-from dist_train.config import differences
 from dist_train.options import define_flags, from_flags
+from dist_train.settings import differences
 
 
 def parsed(*arguments):
