@@ -15,7 +15,7 @@ Where to look, besides this interface (task, examples, config, result, errors):
   what is said    log, metrics, tensorboard, timesheet, heartbeat, profiling, outcome, report,
               curves, pictures, review, comparison, prediction
   the command     __main__, options, settings, arguments, recipes, versions
-  memory      allocator
+  the machine     cores, allocator
 """
 
 from dist_train.config import Config

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from dist_train import cores
 from dist_train.layers import all_layers
 from dist_train.program import Program
 from dist_train.purity import is_pure
@@ -82,10 +83,10 @@ def _is_close(one: tf.Tensor, other: tf.Tensor) -> bool:
 
 def _cores() -> int:
     """How many can work at a product: TensorFlow has so many threads for it."""
-    cores = len(os.sched_getaffinity(0))
+    granted = cores.granted()
     told = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
     threads = tf.config.threading.get_intra_op_parallelism_threads()
-    return min(cores, threads or (int(told) if told.isdigit() else 0) or cores)
+    return min(granted, threads or (int(told) if told.isdigit() else 0) or granted)
 
 
 def _is_small_and_dense(model: keras.Model) -> bool:

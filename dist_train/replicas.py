@@ -8,6 +8,7 @@ import platform
 
 import tensorflow as tf
 
+from dist_train import cores
 from dist_train.cluster import Cluster
 from dist_train.errors import RunError, UsageError
 
@@ -79,6 +80,7 @@ def create(strategy: str, devices: int, cluster: Cluster | None) -> tf.distribut
     if cluster is not None:
         gpus = own_part(gpus, *cluster.gpu_part)
     chosen = plan(strategy, devices, len(gpus))
+    _limit_threads()
     if chosen.kind == "GPU":
         _use_gpus(gpus[: chosen.count])
     else:
@@ -92,6 +94,14 @@ def create(strategy: str, devices: int, cluster: Cluster | None) -> tf.distribut
         assert cluster is not None
         return _multi_worker(cluster)
     return tf.distribute.get_strategy()
+
+
+def _limit_threads() -> None:
+    """As many threads as there is time for, unless the user has said how many."""
+    told = tf.config.threading.get_intra_op_parallelism_threads()
+    if cores.granted() < cores.seen() and not told and "TF_NUM_INTRAOP_THREADS" not in os.environ:
+        with contextlib.suppress(RuntimeError):  # TensorFlow is up already, with its own number
+            tf.config.threading.set_intra_op_parallelism_threads(cores.granted())
 
 
 def _use_gpus(gpus: list) -> None:
@@ -154,7 +164,9 @@ def describe(local_replicas: int) -> str:
         details = tf.config.experimental.get_device_details(gpus[0])
         kind, where = "GPU", details.get("device_name", "unknown model")
     else:
-        kind, where = "CPU", f"{_processor()}, {len(os.sched_getaffinity(0))} cores"
+        seen, granted = cores.seen(), cores.granted()
+        held = f"time for {granted} of " if granted < seen else ""
+        kind, where = "CPU", f"{_processor()}, {held}{seen} cores"
     return f"{local_replicas} {kind} device{'' if local_replicas == 1 else 's'} ({where})"
 
 
