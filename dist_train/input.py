@@ -16,12 +16,17 @@ import tensorflow as tf
 
 from dist_train.buffers import Buffers
 from dist_train.errors import UsageError
-from dist_train.examples import Arrays, Dataset, Source
+from dist_train.examples import Arrays, Dataset, Source, spaced
 from dist_train.readahead import Readahead
 from dist_train.schedule import Schedule
 
 _STREAM_CHUNK_BYTES = 32 << 20
 _READERS = 2
+# The kinds of dtypes of strings, of which a few are looked at, and at most so many read at once:
+# others may be longer.
+_TEXTS = "OSU"
+_SEEN_TEXTS = 64
+_TEXTS_AT_ONCE = 4096
 _CHUNKS_AHEAD = 3  # of each replica; they are read, or wait
 _RESIDENT_CHUNK_STEPS = 4096
 _RESIDENT_LIMIT_BYTES = 2 << 30
@@ -32,7 +37,7 @@ class Chunk(NamedTuple):
     """What one replica needs for up to S steps of b examples each.
 
     Attributes:
-      ids: [S, b] int32 indices into the source; -1 is padding, of weight 0.
+      ids: [S, b] int32 indices into the source; below 0: padding, of weight 0, see `rows_of`.
       epoch: [] int32.
       examples: (x, y) with arrays [S * b, …] in the order of `ids`, or () where the examples are
         resident.
@@ -59,7 +64,7 @@ class Chunk(NamedTuple):
 
         ids = part(self.ids[step])
         if self.examples == ():
-            rows = tf.maximum(ids, 0)
+            rows = rows_of(ids)
             return tf.nest.map_structure(lambda array: tf.gather(array, rows), resident), ids
 
         def some(array: tf.Tensor) -> tf.Tensor:
@@ -239,7 +244,8 @@ class Input:
 
             def chunk(replica: int) -> Chunk:
                 ids, epoch = plan.share(number, tf.constant(begin + replica, tf.int64), replicas)
-                rows = tf.reshape(tf.where(ids >= 0, ids - start, 0), [-1])
+                # Those of steps beyond the epoch may lie anywhere.
+                rows = tf.reshape(tf.maximum(rows_of(ids) - start, 0), [-1])
                 return Chunk(ids, epoch, tf.nest.map_structure(lambda a: tf.gather(a, rows), block))
 
             each = [chunk(replica) for replica in range(local)]
@@ -250,7 +256,7 @@ class Input:
         return _settled(numbered.map(cut).unbatch().prefetch(2 * local))
 
     def _read(self, ids: tf.Tensor, failures: list[Exception]) -> Any:
-        """(x, y) with arrays [S * b, …] of the examples `ids`; padding repeats example 0."""
+        """(x, y) with arrays [S * b, …] of the examples `ids`."""
         with tf.init_scope():  # a source may use TensorFlow itself
             template = fetch(self._source, np.zeros(1, np.int64))
         flat = tf.nest.flatten(template)
@@ -258,12 +264,15 @@ class Input:
 
         def gather(rows: np.ndarray) -> list[np.ndarray]:
             try:
-                return read(np.maximum(rows, 0))
+                found = read(rows)
+                for array, like in zip(found, flat, strict=True):
+                    _check_alike(array, like, type(self._source).__name__)
+                return found
             except Exception as error:
                 failures.append(error)
                 raise
 
-        rows = tf.reshape(ids, [-1])
+        rows = tf.reshape(rows_of(ids), [-1])
         arrays = tf.numpy_function(gather, [rows], [array.dtype for array in flat])
         for array, like in zip(arrays, flat, strict=True):
             array.set_shape([rows.shape[0], *like.shape[1:]])
@@ -286,9 +295,14 @@ class Input:
         return read
 
     def _stream_steps(self, batch_size: int) -> int:
-        example = fetch(self._source, np.zeros(1, np.int64))
-        example_bytes = sum(array.nbytes for array in tf.nest.flatten(example))
-        return max(1, _STREAM_CHUNK_BYTES // max(1, example_bytes * batch_size))
+        arrays, most = self._fetched(np.zeros(1, np.int64)), _MAX_EXAMPLES
+        if any(array.dtype.kind in _TEXTS for array in arrays):  # each as long as it likes
+            arrays, most = self._fetched(spaced(self._source, _SEEN_TEXTS)), _TEXTS_AT_ONCE
+        example_bytes = sum(map(_bytes, arrays)) // len(arrays[0])
+        return max(1, min(most, _STREAM_CHUNK_BYTES // max(1, example_bytes)) // batch_size)
+
+    def _fetched(self, indices: np.ndarray) -> list[np.ndarray]:
+        return tf.nest.flatten(fetch(self._source, indices))
 
 
 class Forward:
@@ -309,6 +323,11 @@ class Forward:
             self._chunks = self._chunks or self._input.chunks(number)
             self._chunk, self._number = next(self._chunks), number
         return self._chunk, place, left
+
+
+def rows_of(ids: Any) -> Any:
+    """The examples that stand in the places of `ids`: padding -1 - i has example i."""
+    return tf.maximum(ids, -1 - ids)
 
 
 def fetch(source: Source, indices: np.ndarray) -> tuple[Any, Any]:
@@ -332,6 +351,24 @@ def fetch(source: Source, indices: np.ndarray) -> tuple[Any, Any]:
                 " axis of each must have that length"
             )
     return found
+
+
+def _check_alike(array: np.ndarray, like: np.ndarray, name: str) -> None:
+    """Raises UsageError if a source gives other shapes or types than at first."""
+    given = array.shape[1:], tf.as_dtype(array.dtype)
+    first = like.shape[1:], tf.as_dtype(like.dtype)
+    if given != first:
+        (shape, dtype), (first_shape, first_dtype) = given, first
+        raise UsageError(
+            f"{name}.__getitem__ gave examples of shape {list(shape)} and type {dtype.name}, and"
+            f" before of {list(first_shape)} and {first_dtype.name}; all must be alike: pad texts,"
+            " say, to one length"
+        )
+
+
+def _bytes(array: np.ndarray) -> int:
+    """Of an array; of strings as objects NumPy counts only the references."""
+    return array.nbytes if array.dtype.kind != "O" else sum(map(len, array.ravel()))
 
 
 def _settled(dataset: tf.data.Dataset) -> tf.data.Dataset:

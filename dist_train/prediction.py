@@ -7,7 +7,7 @@ import glob
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,6 +17,7 @@ import tensorflow as tf
 from dist_train.config import Config
 from dist_train.errors import RunError, UsageError
 from dist_train.examples import Source
+from dist_train.input import fetch
 from dist_train.program import Program, as_float32
 from dist_train.review import has_labels, number_of_classes, probabilities
 
@@ -51,7 +52,7 @@ class Predictor:
 
     def __init__(self, source: Source, program: Program, *, batch_size: int):
         rows = np.arange(min(_SEEN, len(source)))
-        self._seen, y = source[rows]
+        self._seen, y = fetch(source, rows)
         self._y = tf.nest.map_structure(lambda array: np.asarray(array)[:1], y)
         self._classifies = has_labels(y)
         self._program = program
@@ -142,14 +143,14 @@ class Predictor:
                     f"{path} has no array {', '.join(missing)}; it must hold {', '.join(seen)}"
                 )
             return {name: _fit(f"{path}: {name}", found[name], seen[name]) for name in seen}
-        if isinstance(seen, tuple):
+        if isinstance(seen, tuple | list):
             names = [f"arr_{number}" for number in range(len(seen))]  # numpy's for those without
             if missing := [name for name in names if name not in found]:
                 raise UsageError(
                     f"{path} has no array {', '.join(missing)}; save all inputs in order"
                 )
             pairs = zip(names, seen, strict=True)
-            return tuple(_fit(f"{path}: {name}", found[name], like) for name, like in pairs)
+            return type(seen)(_fit(f"{path}: {name}", found[name], like) for name, like in pairs)
         if len(found) > 1 and "x" not in found:
             raise UsageError(
                 f"{path} holds {', '.join(found)}; name the one to predict on 'x', or save it alone"
@@ -162,8 +163,7 @@ class Predictor:
 
         @tf.function(autograph=False)
         def predict(x: Any, y: Any) -> Any:
-            if program.preprocess is not None:
-                x, _ = program.preprocess(x, y, None)
+            x, _ = program.prepared((x, y))
             return tf.nest.map_structure(as_float32, program.model(x, training=False))
 
         return predict
@@ -172,7 +172,7 @@ class Predictor:
         # Filled up, so that the model is traced once.
         filled = [*batch, *[batch[-1]] * (self._batch_size - len(batch))]
         x = tf.nest.map_structure(
-            lambda like, *each: np.stack(each).astype(like.dtype, copy=False),
+            lambda like, *each: _stacked(each, like.dtype),
             self._seen,
             *(example.x for example in filled),
         )
@@ -308,6 +308,12 @@ def _fit(what: str, array: np.ndarray, like: np.ndarray) -> np.ndarray:
     if not fits and not np.can_cast(array.dtype, like.dtype, "same_kind"):
         raise UsageError(f"{what} is {array.dtype}; the task's inputs are {like.dtype}: convert it")
     return array
+
+
+def _stacked(arrays: Sequence[np.ndarray], dtype: np.dtype) -> np.ndarray:
+    stacked = np.stack(arrays)
+    # As wide as the widest string is, not as those of the training.
+    return stacked if dtype.kind in "SU" else stacked.astype(dtype, copy=False)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

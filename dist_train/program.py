@@ -55,7 +55,7 @@ class Program:
 
         Args:
           examples: (x, y) with arrays [b, …].
-          ids: [b] int32, their indices in the source; -1: padding, which adds nothing.
+          ids: [b] int32, their indices in the source; below 0: padding, which adds nothing.
           epoch: [] int32 in training; None in evaluation.
 
         Returns:
@@ -66,7 +66,7 @@ class Program:
         """
         training = epoch is not None
         weights = tf.cast(ids >= 0, tf.float32)
-        x, y = self._prepared(examples, ids, epoch)
+        x, y = self.prepared(examples, self._seeds(ids, epoch))
         outputs = tf.nest.map_structure(as_float32, self.model(x, training=training))
         loss_of = self.training_loss if training and self.training_loss else self.loss
         loss = tf.reduce_sum(_per_example("loss", loss_of(y, outputs), ids) * weights)
@@ -78,7 +78,8 @@ class Program:
         objective = loss
         if training and self.model.losses:
             self._check_added_losses()
-            objective += count * tf.cast(tf.add_n(self.model.losses), tf.float32)
+            added = [tf.cast(loss, tf.float32) for loss in self.model.losses]  # of two precisions
+            objective += count * tf.add_n(added)
         return objective, tf.stack([loss, count, *metrics])
 
     def gradients(
@@ -128,7 +129,7 @@ class Program:
         """
         count = len(tf.nest.flatten(examples)[0])
         ids = tf.range(count)
-        x, y = self._prepared(examples, ids, None)
+        x, y = self.prepared(examples)
         try:
             outputs = tf.nest.map_structure(as_float32, self.model(x, training=False))
         except ValueError as error:
@@ -160,21 +161,30 @@ class Program:
                 )
         return None
 
-    def _prepared(self, examples: Any, ids: tf.Tensor, epoch: tf.Tensor | None) -> tuple[Any, Any]:
-        """(x, y) as the model and the loss see them."""
+    def prepared(self, examples: Any, seeds: tf.Tensor | None = None) -> tuple[Any, Any]:
+        """(x, y) as the model and the loss see them.
+
+        Args:
+          examples: (x, y) with arrays [b, …].
+          seeds: [b, 2] int32 for `preprocess`; None: not in training.
+
+        Raises:
+          UsageError: `preprocess` returned something else.
+        """
+        count = tf.nest.flatten(examples)[0].shape[0]
         # As model.fit does: float64 is NumPy's habit more often than anybody's intention.
         x, y = tf.nest.map_structure(narrowed, examples)
         if self.preprocess is None:
             return x, y
-        found = self.preprocess(x, y, None if epoch is None else self._seeds(ids, epoch))
+        found = self.preprocess(x, y, seeds)
         if not isinstance(found, tuple | list) or len(found) != 2:
             raise UsageError(f"preprocess returned a {type(found).__name__}; it must return (x, y)")
         for array in tf.nest.flatten(found):
             shape = tf.convert_to_tensor(array).shape
-            if shape.rank == 0 or (shape.rank and shape[0] not in (None, ids.shape[0])):
+            if shape.rank == 0 or (shape.rank and shape[0] not in (None, count)):
                 raise UsageError(
                     f"preprocess returned an array of shape {shape}; it must keep all"
-                    f" {ids.shape[0]} examples along the first axis"
+                    f" {count} examples along the first axis"
                 )
         return found[0], found[1]
 
@@ -187,8 +197,10 @@ class Program:
                     f" which padding would change: {self.padded}"
                 )
 
-    def _seeds(self, ids: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
-        """[b, 2] int32, a function of (seed, epoch, example) alone."""
+    def _seeds(self, ids: tf.Tensor, epoch: tf.Tensor | None) -> tf.Tensor | None:
+        """[b, 2] int32, a function of (seed, epoch, example) alone; None: nobody needs them."""
+        if epoch is None or self.preprocess is None:
+            return None
         key = tf.random.stateless_uniform(
             [], seed=tf.stack([self.seed, epoch]),
             minval=None, maxval=None, dtype=tf.int32, alg="philox",
@@ -218,6 +230,10 @@ def example_loss(loss: Any) -> Callable[[Any, Any], tf.Tensor]:
                 f"loss {kind} is for one output, and the model has {len(outputs)}; give"
                 " fn(y, outputs) -> [batch] that adds up those of each"
             )
+        # As Keras does before it calls: integers, say, beside the outputs.
+        y = tf.nest.map_structure(
+            lambda array: keras.ops.convert_to_tensor(array, dtype=loss.dtype), y
+        )
         losses = tf.convert_to_tensor(loss.call(y, outputs))
         # [batch, time], say: one loss per example is the mean over the other axes.
         return tf.reduce_mean(losses, axis=list(range(1, losses.shape.rank)))

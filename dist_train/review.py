@@ -7,13 +7,14 @@ workers need not take part.
 import dataclasses
 import heapq
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from dist_train.examples import Source
+from dist_train.examples import Dataset, Source, spaced
+from dist_train.input import fetch
 from dist_train.program import Program
 
 _MOST_EXAMPLES = 50_000
@@ -72,26 +73,27 @@ def examine(
     None if the task is something else.
 
     Args:
-      source: of the examples; of more than 50,000 as many are taken, evenly spaced.
+      source: of the examples; of more than 50,000 as many are taken, evenly spaced, or the first
+        ones of a Dataset.
       program: whose model, loss and preprocessing are used, as in an evaluation.
       batch_size: of one call of the model.
       seconds: after which the rest is not looked at.
       beat: called now and then.
     """
     until = time.monotonic() + seconds
-    rows = np.unique(np.linspace(0, len(source) - 1, _MOST_EXAMPLES).astype(np.int64))
-    batch_size = min(max(batch_size, _LEAST_BATCH), len(rows))
-    if not has_labels(source[rows[:1]][1]):
+    batch_size = min(max(batch_size, _LEAST_BATCH), len(source))
+    if not has_labels(fetch(source, np.zeros(1, np.int64))[1]):
         return None
     judge = _judge(program)
     confusion, seen = np.zeros((0, 0), np.int64), 0
-    worst: list[Mistake] = []
-    while seen < len(rows) and (not seen or time.monotonic() < until):
-        ids = rows[seen : seen + batch_size]
+    worst = _Worst()
+    for ids, x, y in _batches(source, batch_size):
+        if seen and time.monotonic() >= until:
+            break
+        labels = np.reshape(y, -1).astype(np.int64)
         # The last batch is filled up, so that the model is traced once.
-        x, y = source[np.resize(ids, batch_size)]
-        labels = np.reshape(y, -1)[: len(ids)].astype(np.int64)
-        outputs, losses = judge(x, y)
+        filled = np.resize(np.arange(len(ids)), batch_size)
+        outputs, losses = judge(*tf.nest.map_structure(lambda array, at=filled: array[at], (x, y)))
         classes = len(confusion) or number_of_classes(outputs)
         if not classes or labels.min() < 0 or labels.max() >= classes:
             return None
@@ -105,11 +107,54 @@ def examine(
                 float(losses[row]), int(ids[row]), int(labels[row]), guess,
                 float(chances[row, guess]),
             )  # fmt: skip
-            (heapq.heappush if len(worst) < _MISTAKES else heapq.heappushpop)(worst, found)
+            worst.add(found, x, int(row))
         seen += len(ids)
         beat()
-    mistakes = tuple(sorted(worst, reverse=True))
-    return Review(seen, len(source), confusion, mistakes, _pictures(source, mistakes))
+    return Review(seen, len(source), confusion, worst.mistakes, worst.pictures)
+
+
+class _Worst:
+    """The worst mistakes so far and, of images, what they look like."""
+
+    def __init__(self) -> None:
+        self._heap: list[Mistake] = []
+        self._pictures: dict[int, np.ndarray] = {}
+
+    def add(self, mistake: Mistake, x: Any, row: int) -> None:
+        """One of the inputs `x`, [n, …], in the place `row`."""
+        if len(self._heap) < _MISTAKES:
+            heapq.heappush(self._heap, mistake)
+        else:
+            dropped = heapq.heappushpop(self._heap, mistake)
+            if dropped is mistake:
+                return
+            self._pictures.pop(dropped.index, None)
+        if are_pictures(x):
+            self._pictures[mistake.index] = x[row].copy()
+
+    @property
+    def mistakes(self) -> tuple[Mistake, ...]:
+        return tuple(sorted(self._heap, reverse=True))
+
+    @property
+    def pictures(self) -> tuple[np.ndarray, ...]:
+        return tuple(self._pictures[mistake.index] for mistake in self.mistakes if self._pictures)
+
+
+def _batches(source: Source, size: int) -> Iterator[tuple[np.ndarray, Any, Any]]:
+    """(indices [n], x, y) of those that are looked at, n <= size."""
+    if isinstance(source, Dataset):  # which is read in its order
+        seen = 0
+        for x, y in source.blocks(0, size):
+            count = len(tf.nest.flatten(y)[0])
+            yield np.arange(seen, seen + count), x, y
+            if (seen := seen + count) >= _MOST_EXAMPLES:
+                return
+        return
+    rows = spaced(source, _MOST_EXAMPLES)
+    for begin in range(0, len(rows), size):
+        ids = rows[begin : begin + size]
+        yield ids, *fetch(source, ids)
 
 
 def has_labels(y: Any) -> bool:
@@ -138,8 +183,7 @@ def probabilities(outputs: np.ndarray) -> np.ndarray:
 def _judge(program: Program) -> Callable[[Any, Any], tuple[Any, np.ndarray]]:
     @tf.function(autograph=False)
     def judge(x: Any, y: Any) -> tuple:
-        if program.preprocess is not None:
-            x, y = program.preprocess(x, y, None)
+        x, y = program.prepared((x, y))
         outputs = program.model(x, training=False)
         if not number_of_classes(outputs):
             return outputs, tf.zeros([0])
@@ -151,13 +195,6 @@ def _judge(program: Program) -> Callable[[Any, Any], tuple[Any, np.ndarray]]:
         return outputs, losses.numpy()
 
     return run
-
-
-def _pictures(source: Source, mistakes: tuple[Mistake, ...]) -> tuple[np.ndarray, ...]:
-    if not mistakes:
-        return ()
-    x, _ = source[np.array([mistake.index for mistake in mistakes])]
-    return tuple(x) if are_pictures(x) else ()
 
 
 def are_pictures(x: Any) -> bool:

@@ -59,17 +59,22 @@ class Schedule:
     def share(self, chunk: tf.Tensor, replica: tf.Tensor, replicas: int) -> tuple:
         """(ids [S, b] int32, epoch [] int32): one replica's part of a chunk's global batches.
 
-        Replica r of R gets the columns r·b to (r+1)·b of each global batch, b = ceil(batch / R);
-        what is missing at the end of a batch or of an epoch is -1.
+        Replica r of R gets the columns r·b to (r+1)·b of each global batch, b = ceil(batch / R).
+        What is missing at the end of a batch or of an epoch is -1 - i, for an example i of the
+        same batch: what takes its place, with weight 0, must bring no inf or NaN of another one.
         """
         per_replica = math.ceil(self.batch_size / replicas)
         epoch, chunk = chunk // self.chunks_per_epoch, chunk % self.chunks_per_epoch
         step = chunk * self.chunk_steps + tf.range(self.chunk_steps, dtype=tf.int64)
         column = replica * per_replica + tf.range(per_replica, dtype=tf.int64)
-        position = step[:, tf.newaxis] * self.batch_size + column
+        first = step[:, tf.newaxis] * self.batch_size
+        position = first + column
         real = (column < self.batch_size) & (position < self.examples)
-        ids = self._order(epoch, tf.reshape(tf.where(real, position, 0), [-1]))
-        ids = tf.where(real, tf.reshape(ids, real.shape), -1)
+        # A step beyond the epoch is never done.
+        stand_in = tf.where(first < self.examples, first, 0)
+        ids = self._order(epoch, tf.reshape(tf.where(real, position, stand_in), [-1]))
+        ids = tf.reshape(ids, real.shape)
+        ids = tf.where(real, ids, -1 - ids)
         return tf.cast(ids, tf.int32), tf.cast(epoch, tf.int32)
 
     def _order(self, epoch: tf.Tensor, position: tf.Tensor) -> tf.Tensor:

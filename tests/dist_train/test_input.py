@@ -1,6 +1,7 @@
 """What each replica gets of the examples, resident and streamed."""
 
 import contextlib
+import dataclasses
 import itertools
 import threading
 import time
@@ -10,12 +11,18 @@ import pytest
 import tensorflow as tf
 
 import dist_train
+from dist_train import UsageError
 from dist_train.buffers import Buffers
 from dist_train.input import Input, choose
 from dist_train.readahead import Readahead
 
 X = np.arange(100, dtype=np.float32)[:, None] * np.ones((1, 3), np.float32)
 Y = np.arange(100)
+
+
+def rows_of(ids):
+    """Padding of -1 - i has example i."""
+    return np.where(ids >= 0, ids, -1 - ids).reshape(-1)
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3])
@@ -38,7 +45,7 @@ def test_streamed_examples_are_those_of_the_order(replicas, first):
             tf.constant(first, tf.int64), tf.constant(replica, tf.int64), replicas
         )
         np.testing.assert_array_equal(ids, expected)
-        flat = np.maximum(ids.reshape(-1), 0)
+        flat = rows_of(ids)
         np.testing.assert_array_equal(y, Y[flat])
         np.testing.assert_array_equal(x, X[flat])
 
@@ -94,7 +101,7 @@ def test_two_threads_read_arrays_and_the_chunks_stay_in_order(monkeypatch):
         dist_train.Arrays(X, Y), strategy, resident=False, batch_size=8, seed=1, shuffle=True
     )
     zero = tf.constant(0, tf.int64)
-    first = np.maximum(inputs.schedule.share(zero, zero, 1)[0].numpy().reshape(-1), 0)
+    first = rows_of(inputs.schedule.share(zero, zero, 1)[0].numpy())
     both, takes, take = threading.Barrier(2, timeout=30), itertools.count(), Buffers.take
 
     def meet(self, array, rows):
@@ -121,7 +128,7 @@ def test_the_kernel_is_told_of_the_rows_of_a_file(tmp_path, monkeypatch):
     arrays, strategy = dist_train.Arrays(mapped, Y), tf.distribute.get_strategy()
     inputs = Input(arrays, strategy, resident=False, batch_size=8, seed=1, shuffle=True)
     ids = next(inputs.chunks(0)).ids.numpy().reshape(-1)
-    assert np.maximum(ids, 0).tolist() in told
+    assert rows_of(ids).tolist() in told
 
 
 def test_auto_is_resident_where_it_fits(tmp_path):
@@ -222,7 +229,7 @@ def test_workers_read_the_shares_of_their_own_replicas():
                     tf.constant(chunk, tf.int64), tf.constant(2 * pipeline + local, tf.int64), 6
                 )
                 np.testing.assert_array_equal(ids, expected)
-                np.testing.assert_array_equal(y, Y[np.maximum(ids.reshape(-1), 0)])
+                np.testing.assert_array_equal(y, Y[rows_of(ids)])
                 assert epoch == chunk
 
 
@@ -244,7 +251,7 @@ def test_streamed_trees_strings_and_files_are_read(tmp_path):
     arrays = dist_train.Arrays({"a": mapped, "b": (names,)}, Y)
     inputs = Input(arrays, _strategy(1), resident=False, batch_size=7, seed=2, shuffle=True)
     chunk = next(inputs.chunks(0))
-    rows = np.maximum(chunk.ids.numpy().reshape(-1), 0)
+    rows = rows_of(chunk.ids.numpy())
     x, y = chunk.examples
     np.testing.assert_array_equal(x["a"], X[rows])
     assert [name.decode() for name in x["b"][0].numpy()] == names[rows].tolist()
@@ -329,3 +336,75 @@ def test_a_source_that_gives_something_else_is_named(answer, error, message):
                 0
             )
         )
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+@pytest.mark.parametrize("kind", ["resident", "stream", "dataset"])
+def test_padding_brings_in_no_example_of_another_batch(kind, replicas):
+    """0 times the loss of an example that has inf or NaN in it is NaN."""
+    bad = X[:10].copy()
+    bad[0] = np.inf
+    source = dist_train.Arrays(bad, Y[:10])
+    if kind == "dataset":
+        source = dist_train.Dataset(
+            lambda: tf.data.Dataset.from_tensor_slices((bad, Y[:10])), examples=10
+        )
+    strategy = _strategy(replicas)
+    inputs = Input(source, strategy, resident=kind == "resident", batch_size=4)
+    chunk = next(inputs.chunks(0))
+    finite = []
+    for step in range(3):
+        run = strategy.run(
+            lambda chunk, data, at=step: chunk.batch(tf.constant(at), data)[0][0],
+            args=(chunk, inputs.data),
+        )
+        parts = strategy.experimental_local_results(run)
+        finite.append(all(np.isfinite(part.numpy()).all() for part in parts))
+    assert finite == [False, True, True]
+
+
+class Texts:
+    """Short ones at first; `as_objects` as TensorFlow gives strings."""
+
+    def __init__(self, length, as_objects):
+        self.length, self.as_objects = length, as_objects
+
+    def __len__(self):
+        return 1_000_000
+
+    def __getitem__(self, indices):
+        texts = [b"x" * (1 if index == 0 else self.length) for index in indices]
+        kind = object if self.as_objects else "S"
+        return np.array(texts, kind), np.zeros(len(indices), np.int32)
+
+
+@pytest.mark.parametrize("as_objects", [False, True])
+def test_a_chunk_of_long_texts_holds_few(as_objects):
+    inputs = Input(
+        Texts(100_000, as_objects), tf.distribute.get_strategy(), resident=False, batch_size=64
+    )
+    assert 1 < inputs.schedule.chunk_steps <= (32 << 20) / 90_000 / 64
+    short = Input(Texts(2, as_objects), tf.distribute.get_strategy(), resident=False, batch_size=64)
+    assert short.schedule.chunk_steps == 4096 // 64
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (lambda i: np.zeros((len(i), 1 + i[0] // 8)), r"gave examples of shape \[2\] and type"),
+        (lambda i: np.zeros((len(i), 1), "d" if i[0] == 0 else "f"), "and before of .1. and float"),
+    ],
+)
+def test_a_source_whose_examples_differ_is_named(x, message):
+    class Source:
+        def __len__(self):
+            return 16
+
+        def __getitem__(self, indices):
+            return x(indices), indices
+
+    inputs = Input(Source(), tf.distribute.get_strategy(), resident=False, batch_size=8)
+    inputs.schedule = dataclasses.replace(inputs.schedule, chunk_steps=1)
+    with pytest.raises(UsageError, match=message):
+        for _ in zip(range(3), inputs.chunks(0), strict=False):
+            pass

@@ -267,3 +267,42 @@ def test_a_reader_who_leaves_ends_it_with_one_line():
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(dist_train.RunError, match=r"output=.*cannot be written"):
         prediction.write([{"a": 1}], str(tmp_path / "none" / "out.csv"))
+
+
+def said(source, model, path, preprocess=None, batch_size=2):
+    program = Program(
+        model=model, loss=lambda y, outputs: outputs[:, 0], metrics={}, preprocess=preprocess
+    )
+    predictor = prediction.Predictor(source, program, batch_size=batch_size)
+    return [row["outputs"] for row in predictor.rows([str(path)])]
+
+
+def test_a_text_longer_than_those_of_the_training_is_whole(tmp_path):
+    class Length(keras.layers.Layer):
+        def call(self, texts):
+            return tf.cast(tf.strings.length(texts), tf.float32)[:, None]
+
+    inputs = keras.Input((), dtype="string")
+    np.save(tmp_path / "texts.npy", np.array(["abcdefghij", "ab"]))
+    source = dist_train.Arrays(np.array(["abc", "de"]), np.zeros(2, np.float32))
+    found = said(source, keras.Model(inputs, Length()(inputs)), tmp_path / "texts.npy")
+    assert found == [[10.0], [2.0]]
+
+
+def test_inputs_go_the_way_of_the_training(tmp_path):
+    """Double precision, and tensors and lists of a source of one's own."""
+
+    class Source:
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, indices):
+            x = tf.constant(np.ones((len(indices), 3)))
+            return [x, x], tf.zeros(len(indices))
+
+    first, second = keras.Input((3,)), keras.Input((3,))
+    model = keras.Model([first, second], keras.layers.Subtract()([first, second]))
+    one = tf.constant(1.0)
+    np.savez(tmp_path / "two.npz", np.full((2, 3), 5.0), np.full((2, 3), 3.0))
+    found = said(Source(), model, tmp_path / "two.npz", lambda x, y, seed: ([x[0] - one, x[1]], y))
+    assert found == [[1.0] * 3] * 2

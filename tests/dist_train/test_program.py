@@ -118,3 +118,25 @@ def test_a_label_without_an_output_is_named(loss, labels, worst):
 )
 def test_labels_that_may_be_right_pass(loss, labels):
     check_labels(loss, labels, classifier(), "test")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, bool, np.float32])
+def test_a_loss_of_the_users_own_gets_what_keras_would_give_it(kind):
+    class Squares(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            return tf.reduce_mean(tf.square(y_true - y_pred), -1)
+
+    y = (ONE_HOT > 0).astype(kind)
+    each = example_loss(Squares())(tf.constant(y), tf.constant(LOGITS))
+    assert np.mean(each) == pytest.approx(float(Squares()(y, LOGITS)), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+def test_losses_that_layers_add_may_have_two_precisions(dtype):
+    layer = keras.layers.Dense(
+        4, kernel_regularizer="l2", activity_regularizer="l2", dtype=dtype, name="added"
+    )
+    model = keras.Sequential([keras.Input((4,)), layer])
+    program = Program(model=model, loss=lambda y, outputs: outputs[:, 0] * 0.0, metrics={})
+    objective, _ = program.sums((tf.constant(LOGITS), LABELS), tf.range(7), tf.constant(0))
+    assert float(objective) == pytest.approx(7 * sum(map(float, model.losses)), rel=1e-2)

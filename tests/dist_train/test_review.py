@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dist_train import Arrays
+from dist_train import Arrays, Dataset
 from dist_train.program import Program, example_loss
 from dist_train.review import examine, probabilities
 
@@ -141,3 +141,49 @@ def test_probabilities_are_taken_as_they_are_and_logits_by_their_softmax():
     np.testing.assert_array_equal(probabilities(chances), chances)
     logits = np.array([[1.0, 1000.0], [-3.0, -3.0]])
     np.testing.assert_allclose(probabilities(logits), [[0.0, 1.0], [0.5, 0.5]])
+
+
+def test_double_precision_and_tensors_are_as_in_an_evaluation():
+    x, y = examples()
+
+    class Tensors:
+        def __len__(self):
+            return EXAMPLES
+
+        def __getitem__(self, indices):
+            return tf.constant(x.astype(np.float64)[indices]), tf.constant(y[indices])
+
+    one = tf.constant(1.0)
+    shifted = program(preprocess=lambda x, y, seed: (x - one, y))
+    plain, found = (
+        examine(source, shifted, batch_size=32, seconds=60) for source in (Arrays(x, y), Tensors())
+    )
+    np.testing.assert_array_equal(found.confusion, plain.confusion)
+    assert [m.index for m in found.mistakes] == [m.index for m in plain.mistakes]
+
+
+def test_a_dataset_is_read_once(monkeypatch):
+    x, y = examples()
+    read = []
+
+    def make():
+        whole = tf.data.Dataset.from_tensor_slices((x, y))
+        return whole.map(
+            lambda *example: tf.numpy_function(count, example, (x.dtype, y.dtype))
+        ).map(lambda x, y: (tf.ensure_shape(x, [8, 8]), tf.ensure_shape(y, [])))
+
+    def count(x, y):
+        read.append(y)
+        return x, y
+
+    plain, found = (
+        examine(source, program(), batch_size=32, seconds=60)
+        for source in (Arrays(x, y), Dataset(make, examples=EXAMPLES))
+    )
+    np.testing.assert_array_equal(found.confusion, plain.confusion)
+    assert found.mistakes == plain.mistakes
+    np.testing.assert_array_equal(found.pictures, plain.pictures)
+    assert len(read) < EXAMPLES + 64  # and a look at the first ones
+    monkeypatch.setattr("dist_train.review._MOST_EXAMPLES", 40)
+    beginning = examine(Dataset(make, examples=EXAMPLES), program(), batch_size=20, seconds=60)
+    assert (beginning.examples, beginning.of) == (64, EXAMPLES)
