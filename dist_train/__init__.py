@@ -11,7 +11,7 @@ Where to look, besides this interface (task, examples, config, result, errors):
   a step      step, lanes, line, program, purity, reduction, agreement, optimizers, layers,
               evaluation
   data        schedule, permutation, input, buffers, readahead, mnist
-  on disk     workdir, checkpoint, storage, rows, export
+  on disk     workdir, checkpoint, momentary, storage, rows, export
   what is said    log, metrics, tensorboard, timesheet, heartbeat, profiling, outcome, report,
               curves, pictures, review, comparison, prediction
   the command     __main__, options, settings, arguments, recipes, versions

@@ -41,6 +41,10 @@ class Best:
         """How many validations there were since, none of them better."""
         return int(self.variable.numpy()[2])
 
+    def forget(self) -> None:
+        """As before the first validation."""
+        self.variable.assign([math.nan, math.nan, 0.0])
+
     def see(self, value: float, step: int) -> bool:
         """Counts a validation; whether it is the best.
 

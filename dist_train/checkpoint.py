@@ -6,12 +6,13 @@ them as `best-00000391`. Only the chief writes and reads; the other workers get 
 so no shared filesystem is needed.
 """
 
+import contextlib
 import functools
 import queue
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
 
 import keras
@@ -21,6 +22,7 @@ from absl import logging
 from tensorflow.python.util.object_identity import ObjectIdentityDictionary
 
 from dist_train.errors import RunError, UsageError
+from dist_train.momentary import first_line, is_momentary
 from dist_train.storage import FILE, Storage
 
 _STEP = re.compile(r"step-(\d{8,})")
@@ -69,13 +71,14 @@ class Checkpoints:
         """The steps of the checkpoints that are there, rising; the best one is not counted."""
         return _numbers(_STEP, self._storage.names())
 
-    def save(self, step: int, *, best: bool = False) -> None:
+    def save(self, step: int, *, best: bool = False, anew: bool = False) -> None:
         """Begins to write the state, as it is now, as the checkpoint of `step`.
 
         Waits for the one before, if need be; a whole one that is there is kept.
 
         Args:
           best: whether it becomes the best one too.
+          anew: whether it replaces even a whole one.
 
         Raises:
           RunError: the one before could not be written; the earlier ones are intact.
@@ -90,7 +93,7 @@ class Checkpoints:
                 target=_serve, args=(self._saves,), name="checkpoint", daemon=True
             ).start()
         self._written = futures.Future()
-        self._saves.put((self._written, functools.partial(self._write_or_explain, step, best)))
+        self._saves.put((self._written, functools.partial(self._write, step, best, anew)))
 
     def wait(self) -> None:
         """Returns when what `save` began is done; raises as it does."""
@@ -120,7 +123,7 @@ class Checkpoints:
           Its step, or None if there is none at all.
 
         Raises:
-          RunError: there are checkpoints, but all are damaged.
+          RunError: there are checkpoints, but all are damaged, or one cannot be read for now.
           UsageError: it is of another model or optimizer, or there is none of that name.
         """
         if name is not None:
@@ -150,8 +153,39 @@ class Checkpoints:
             )
         return None
 
+    def restore_best(self, step: int) -> None:
+        """Restores the best checkpoint, which must be that of `step`.
+
+        Raises:
+          RunError: it is not there, is damaged or cannot be read.
+          UsageError: it is of another model or optimizer.
+        """
+        name = name_of(step, BEST)
+        if name not in self._storage.names():
+            raise RunError(
+                f"{name}, whose weights early stopping ends with, is not in {self._storage}; put it"
+                " back and run the same command again, or train on with --early_stopping=0"
+            )
+        if (damage := self._read(self._storage.prefix(name))) is not None:
+            raise RunError(f"checkpoint {name} in {self._storage} is damaged: {damage}")
+
+    def mend_best(self, step: int) -> None:
+        """Makes the best checkpoint, that of `step`, again if the run ended before it was there.
+
+        Raises:
+          RunError: it cannot be written.
+        """
+        names = self._storage.names()
+        if name_of(step) in names and name_of(step, BEST) not in names:
+            self._copy_as_best(step)
+
     def _read(self, prefix: str) -> str | None:
-        """Restores from a path; what is damaged, or None."""
+        """Restores from a path; what is damaged, or None.
+
+        Raises:
+          RunError: it cannot be read for now, which says nothing of it.
+          UsageError: it is of another model or optimizer.
+        """
         try:
             # A ValueError is a weight of another shape: not damage, and not to be skipped.
             status = self._state.read(prefix)
@@ -160,8 +194,15 @@ class Checkpoints:
             raise UsageError(
                 f"{_folder(prefix)} is of another model or optimizer; use a new --workdir"
             ) from error
-        except (tf.errors.OpError, OSError, IndexError) as error:  # IndexError: a short file
-            return str(getattr(error, "message", error)).splitlines()[0]
+        # IndexError: a short file.
+        except (tf.errors.OpError, OSError, MemoryError, IndexError) as error:
+            message = first_line(error)
+            if is_momentary(error, prefix):
+                raise RunError(
+                    f"checkpoint {_folder(prefix)} cannot be read: {message};"
+                    " run the same command again when it can be"
+                ) from error
+            return message
         return None
 
     def _find(self, name: str) -> str:
@@ -181,17 +222,24 @@ class Checkpoints:
 
     # In the thread that writes.
 
-    def _write_or_explain(self, step: int, best: bool) -> None:
+    def _write(self, step: int, best: bool, anew: bool) -> None:
+        with self._explained(f"the checkpoint of step {step} could not be written to"):
+            self._write_step(step, anew)
+        if best:
+            self._copy_as_best(step)
+        with self._explained("an old checkpoint could not be removed from"):
+            self._remove_old()
+
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
         try:
-            self._write(step, best)
+            yield
         except (OSError, tf.errors.OpError) as error:
-            message = str(getattr(error, "message", error)).splitlines()[0]
             raise RunError(
-                f"the checkpoint of step {step} could not be written to {self._storage}"
-                f" ({message}); the earlier ones are intact"
+                f"{what} {self._storage} ({first_line(error)}); the earlier ones are intact"
             ) from error
 
-    def _write(self, step: int, best: bool) -> None:
+    def _write_step(self, step: int, anew: bool) -> None:
         assert self._copy is not None
         name = name_of(step)
         if (path := self._copy.not_finite()) is not None:
@@ -200,7 +248,7 @@ class Checkpoints:
                 " Try a smaller --learning_rate, or --clip_norm"
             )
         self._before()
-        if step in self._damaged or name not in self._storage.names():
+        if anew or step in self._damaged or name not in self._storage.names():
             partial = self._storage.partial(name)
             try:
                 self._copy.write(str(partial / FILE))
@@ -211,11 +259,15 @@ class Checkpoints:
         for damaged in self._damaged - {step}:  # they would count as the newest
             self._storage.remove(name_of(damaged))
         self._damaged.clear()
-        if best:
-            self._storage.duplicate(name, name_of(step, BEST))
+
+    def _copy_as_best(self, step: int) -> None:
+        with self._explained(f"the checkpoint of step {step} could not be kept as the best one in"):
+            self._storage.duplicate(name_of(step), name_of(step, BEST))
             for old in _numbers(_BEST, self._storage.names()):
                 if old != step:
                     self._storage.remove(name_of(old, BEST))
+
+    def _remove_old(self) -> None:
         steps = self.steps()
         pinned = max(filter(self._pins, steps), default=None)
         for old in steps[: -self._keep]:
@@ -275,9 +327,14 @@ class _Copy:
         for variable in self._variables:
             if isinstance(variable, keras.Variable) and variable.trainable:
                 value = self._copies[variable].numpy()
-                if not np.all(np.isfinite(value.astype(np.float32, copy=False))):
+                if not is_finite(value):
                     return str(variable.path)
         return None
+
+
+def is_finite(weight: np.ndarray) -> bool:
+    """Whether all of a weight is, of any float dtype."""
+    return bool(np.all(np.isfinite(weight.astype(np.float32, copy=False))))
 
 
 def name_of(step: int, kind: str = "step") -> str:

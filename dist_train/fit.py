@@ -138,20 +138,30 @@ class Fit:
         for line in lines:
             step += line.steps
             self._tally.add(line.sums, line.steps * step_s)
+            # What a line would be about is undone by a rewind.
             if self._divergence.check(step, line):
-                self._rewind(step, line)  # what a line would be about is undone
+                self._rewind(step, f"the loss of step {step} is {line.last_loss}")
+            elif step == end and self._ends_not_finite(step):
+                self._rewind(step, f"the weights after step {step} are not finite")
             elif self._times.logs(step):
                 shares = shares or self._sheet.take()
                 self._write(step, line, shares, ago_s=(end - step) * step_s)
         return step
 
-    def _rewind(self, step: int, line: Line) -> None:
-        restored = self._state.rewind(step)
+    def _ends_not_finite(self, step: int) -> bool:
+        """Whether weights are not finite that no loss would show, as the run may end here."""
+        if self._config.on_nan != "restore":
+            return False
+        more = int(self._times.validates(step))
+        return self._state.is_over(step, more=more) and not self._state.is_finite()
+
+    def _rewind(self, step: int, why: str) -> None:
+        restored = self._state.rewind(step, why)
         self._tally = self._restored_tally()
         self._workers.log(
             logging.WARNING,
-            "the loss of step %s is %s: back to the weights of step %s, and on with step %s",
-            step, line.last_loss, restored, step + 1,
+            "%s: back to the weights of step %s, and on with step %s",
+            why, restored, step + 1,
         )  # fmt: skip
 
     def _restored_tally(self) -> metrics.Tally:

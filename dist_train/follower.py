@@ -27,10 +27,13 @@ def follow(
 ) -> tuple[dict[str, dict[str, float]], int]:
     """Until the checkpoint of the last step, which the other process writes.
 
+    The rows of an earlier start stay, up to the first checkpoint that is evaluated now.
+
     Args:
       checkpoints, workdir: of the run.
       request: to stop.
-      is_over: whether a step, whose checkpoint was restored, is the last of the run.
+      is_over: whether a step, whose checkpoint was restored, is the last of the run; asked again
+        and again, as the answer may change on a resume.
       timeout_s: the longest wait for a checkpoint.
       validate: the means over the validation examples, or None if there are none.
       row: what else a line of the log has, by step.
@@ -48,8 +51,8 @@ def follow(
     results: dict[str, dict[str, float]] = {}
     step, newest_at = -1, time.monotonic()
     workdir.path.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(MetricsFile(workdir.followed, resumed_step=-1)) as file:
-        log = RunLog(file=file, console=Console())
+    log: RunLog | None = None
+    with contextlib.ExitStack() as stack:
         while not is_over(step):
             if request.signal is not None:
                 raise Stopped(f"by {request.signal.name}; evaluated up to step {step:,}")
@@ -67,6 +70,11 @@ def follow(
             step, newest_at = max(newest, restored), time.monotonic()
             if is_new and (values := validate()) is not None:
                 results["validation"] = values
+                if log is None:
+                    workdir.fetch(workdir.followed)
+                    file = MetricsFile(workdir.followed, resumed_step=restored - 1)
+                    stack.enter_context(contextlib.closing(file))
+                    log = RunLog(file=file, console=Console())
                 log.evaluation("validation", row(restored) | values)
             workdir.push(workdir.followed)
     return results, step

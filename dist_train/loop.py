@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from dist_train import metrics, prediction, replicas, versions
+from dist_train import environments, metrics, prediction, replicas, versions
 from dist_train import task as tasks
 from dist_train.build import Parts
 from dist_train.errors import RunError, Stopped, WorkerLost, one_line
@@ -148,13 +148,32 @@ class _Loop:
             checkpoints,
             workdir,
             self._session.request,
-            is_over=self._state.is_over,
+            is_over=self._is_over_there,
             timeout_s=self._config.stall_timeout_s,
             validate=lambda: self._evaluate("validation"),
             row=self._parts.row,
             check=lambda: workdir.check_resumable(trajectory),
         )
+        if not self._state.is_over(step):
+            logging.warning(
+                "workdir=%s: its run ends after step %s by its config.json, whatever --epochs and"
+                " --early_stopping are here; if it is resumed for more, start this again",
+                workdir.name, f"{step:,}",
+            )  # fmt: skip
         return self._result(results, step)
+
+    def _is_over_there(self, step: int) -> bool:
+        """`State.is_over` by the settings of the run that is followed, which may be others.
+
+        The launcher's evaluator was started with the run's own, before the chief has written them.
+        """
+        assert self._workdir is not None
+        if environments.is_evaluator(os.environ):
+            return self._state.is_over(step)
+        theirs = self._workdir.settings()
+        names = ("epochs", "early_stopping", "eval_epochs")
+        end = dataclasses.replace(self._config, **{n: theirs[n] for n in names if n in theirs})
+        return self._state.is_over(step, config=end)
 
     def _evaluate(self, kind: str) -> Means | None:
         """The exact means over all examples of `kind`, or None if the task has none."""

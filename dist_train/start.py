@@ -102,7 +102,8 @@ def _open_workdir(config: Config) -> contextlib.AbstractContextManager[Workdir]:
         raise UsageError(f"workdir={folder} does not exist")
     if config.mode in ("follow", "predict") and local:  # a run that goes on holds the lock
         return contextlib.nullcontext(Workdir(folder))
-    return Workdir.locked(config.workdir, create=config.mode == "train")
+    # A follower may begin before the run does.
+    return Workdir.locked(config.workdir, create=config.mode in ("train", "follow"))
 
 
 def _create_strategy(config: Config, cluster: Cluster | None) -> "tf.distribute.Strategy":

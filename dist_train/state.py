@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from dist_train import layers, watchdog
 from dist_train.build import Parts, load_weights
-from dist_train.checkpoint import Checkpoints, NotFinite
+from dist_train.checkpoint import Checkpoints, NotFinite, is_finite
+from dist_train.config import Config
 from dist_train.errors import RunError, UsageError
 from dist_train.log import RunLog
 from dist_train.session import Session
+from dist_train.settings import differences
 from dist_train.storage import opened
 from dist_train.workers import Workers
 
@@ -58,7 +61,7 @@ class State:
 
         Raises:
           UsageError: there is nothing to evaluate.
-          RunError: all checkpoints are damaged.
+          RunError: all checkpoints are damaged, or the newest cannot be read for now.
         """
         config, step = self._config, None
         if self.checkpoints is not None:
@@ -67,8 +70,30 @@ class State:
                 raise UsageError(f"workdir={config.workdir} has no checkpoint to {config.mode}")
             if step is None and config.initial_weights is not None:
                 load_weights(self._parts.model, config.initial_weights)
+            if step is not None and config.mode == "train":
+                self._go_on_with_best(step)
         self._hand_out()
         return int(self._parts.step.numpy())
+
+    def _go_on_with_best(self, step: int) -> None:
+        """After a restore: sees to it that the best is of this run's metric, and is there."""
+        assert self.checkpoints is not None
+        assert self._workdir is not None
+        best = self._parts.best
+        before = self._workdir.settings()
+        mine = {name: getattr(self._config, name) for name in ("best_metric", "best_mode")}
+        if changed := differences(mine, {name: before.get(name, mine[name]) for name in mine}):
+            best.forget()
+            # At once: config.json, which is about to be written, will show no change any more.
+            self.checkpoints.save(step, anew=True)
+            self.settle()
+            shown = ", ".join(f"{name}={a} (was {b})" for name, (a, b) in changed.items())
+            logging.warning(
+                "%s: the best validation and the count of --early_stopping begin anew after step"
+                " %s", shown, f"{step:,}",
+            )  # fmt: skip
+        if best.step is not None:
+            self.checkpoints.mend_best(best.step)
 
     def save(self, step: int, *, best: bool = False) -> None:
         """Begins a checkpoint of the state after `step`; the training may go on meanwhile.
@@ -115,11 +140,20 @@ class State:
         if self.checkpoints is not None:
             self._ignoring_not_finite(self.checkpoints.check)
 
-    def rewind(self, step: int) -> int:
+    def is_finite(self) -> bool:
+        """Whether all weights are, on every worker; all of them must ask."""
+        mine = all(is_finite(weight.numpy()) for weight in self._parts.model.trainable_variables)
+        with self._workers.together("the check of the weights"):
+            return bool(np.all(self._workers.gather([mine])))
+
+    def rewind(self, step: int, why: str) -> int:
         """Gives every worker the state of the last scheduled checkpoint before `step`; its step.
 
         Only a scheduled one, so that a run that was stopped in between ends up the same. The best
         validation so far is not forgotten.
+
+        Args:
+          why: what is wrong, for messages.
 
         Raises:
           RunError: that was tried too often since the last checkpoint.
@@ -127,8 +161,8 @@ class State:
         self._rewinds += 1
         if self._rewinds > _MOST_REWINDS:
             raise RunError(
-                f"the loss of step {step} is not finite, though the run went back to its last"
-                f" checkpoint {_MOST_REWINDS} times; try a smaller --learning_rate, or --clip_norm"
+                f"{why}, though the run went back to its last checkpoint"
+                f" {_MOST_REWINDS} times; try a smaller --learning_rate, or --clip_norm"
             )
         best = self._parts.best.variable.numpy()
         if self.checkpoints is not None:
@@ -136,8 +170,8 @@ class State:
             targets = [s for s in self.checkpoints.steps() if s < step and self._scheduled(s)]
             if not targets:
                 raise RunError(
-                    f"the loss of step {step} is not finite, and there is no checkpoint before it"
-                    " to go back to; use a smaller --checkpoint_steps"
+                    f"{why}, and there is no checkpoint before it to go back to;"
+                    " use a smaller --checkpoint_steps"
                 )
             self.checkpoints.restore(str(targets[-1]))
         self._hand_out()
@@ -145,10 +179,16 @@ class State:
         self._parts.pending.assign(tf.zeros_like(self._parts.pending))
         return int(self._parts.step.numpy())
 
-    def is_over(self, step: int) -> bool:
-        """Whether nothing is left to train: the last step is done, or early stopping ends it."""
-        patience = self._config.early_stopping
-        return step >= self._parts.total_steps or 0 < patience <= self._parts.best.since
+    def is_over(self, step: int, *, more: int = 0, config: Config | None = None) -> bool:
+        """Whether nothing is left to train: the last step is done, or early stopping ends it.
+
+        Args:
+          more: as if so many validations followed, none of them better.
+          config: whose epochs and patience hold; None: those of this process.
+        """
+        config = config or self._config
+        last = config.epochs * self._parts.inputs["train"].schedule.steps_per_epoch
+        return step >= last or 0 < config.early_stopping <= self._parts.best.since + more
 
     def take_best(self, step: int) -> None:
         """With early stopping, gives every worker the weights of the best validation.
@@ -157,14 +197,14 @@ class State:
           step: the last one that was done; the weights are those after it.
 
         Raises:
-          RunError: their checkpoint is damaged.
+          RunError: their checkpoint is not there, or damaged.
         """
         best = self._parts.best.step
         if not self._config.early_stopping or best in (None, step):
             return
         self.settle()
         if self.checkpoints is not None:
-            self.checkpoints.restore("best")
+            self.checkpoints.restore_best(best)
             logging.info("test and exports use the best weights, those of step %s", f"{best:,}")
         self._hand_out()
 

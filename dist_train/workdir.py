@@ -1,7 +1,8 @@
 """Workdir: the folder of a run. Written by the chief alone, by one process at a time.
 
 One that only tf.io.gfile reaches (gs://bucket/run) is worked on in a temporary folder here, and
-copied there before each checkpoint and in the end; the checkpoints go there directly.
+copied there before each checkpoint and in the end; the checkpoints go there directly. Only
+follow.jsonl is a follower's: the chief has no copy of it, which would overwrite newer rows.
 """
 
 import contextlib
@@ -63,7 +64,8 @@ class Workdir:
         if is_remote(path):
             with tempfile.TemporaryDirectory(prefix="dist_train-") as local:
                 workdir = cls(Path(local), name=path)
-                workdir._fetch(create)
+                workdir._make(create)
+                workdir.fetch(workdir.config, workdir.metrics)
                 yield workdir
             return
         folder = Path(path)
@@ -120,36 +122,73 @@ class Workdir:
                 target = f"{self.name.rstrip('/')}/{path.relative_to(self.path)}"
                 if path.is_file() and path.suffix != ".partial":
                     tf.io.gfile.makedirs(os.path.dirname(target))
-                    tf.io.gfile.copy(str(path), target, overwrite=True)
+                    # A follower may be reading, and not every store copies a file whole or not at
+                    # all, as gs:// does: hdfs:// and file:// do not.
+                    tf.io.gfile.copy(str(path), f"{target}.partial", overwrite=True)
+                    tf.io.gfile.rename(f"{target}.partial", target, overwrite=True)
         except tf.errors.OpError as error:
             raise RunError(f"workdir={self.name} cannot be written: {error.message}") from error
 
-    def _fetch(self, create: bool) -> None:
-        """Copies here what a run goes on from."""
+    def fetch(self, *paths: Path) -> None:
+        """Copies from where the folder really is, if that is elsewhere.
+
+        Args:
+          paths: files in `path`; one that is not there is removed here too.
+
+        Raises:
+          UsageError: it cannot be read.
+        """
+        if not is_remote(self.name):
+            return
+        import tensorflow as tf
+
+        with self._reached():
+            for path in paths:
+                source = f"{self.name.rstrip('/')}/{path.relative_to(self.path)}"
+                if tf.io.gfile.exists(source):
+                    tf.io.gfile.copy(source, str(path), overwrite=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def _make(self, create: bool) -> None:
+        """The remote folder, as `locked` says."""
+        import tensorflow as tf
+
+        with self._reached():
+            if create:
+                tf.io.gfile.makedirs(self.name)
+            elif not tf.io.gfile.isdir(self.name):
+                raise UsageError(f"workdir={self.name} does not exist")
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
         import tensorflow as tf
 
         try:
-            if not create and not tf.io.gfile.isdir(self.name):
-                raise UsageError(f"workdir={self.name} does not exist")
-            tf.io.gfile.makedirs(self.name)
-            for path in (self.config, self.metrics, self.followed):
-                source = f"{self.name.rstrip('/')}/{path.name}"
-                if tf.io.gfile.exists(source):
-                    tf.io.gfile.copy(source, str(path))
+            yield
         except tf.errors.OpError as error:
             raise UsageError(
                 f"workdir={self.name} cannot be used: {error.message}; use another --workdir"
             ) from error
 
+    def settings(self) -> dict[str, Any]:
+        """Those of the folder's run, as it has them now; {} if there is none yet.
+
+        Raises:
+          UsageError: its config.json is damaged, or cannot be read.
+        """
+        self.fetch(self.config)
+        if not self.config.exists():
+            return {}
+        return {str(name): value for name, value in _saved(self.config)["config"].items()}
+
     def check_resumable(self, trajectory: Mapping[str, Any]) -> None:
-        """Compares with the settings that the folder's run was started with.
+        """Compares with the settings of the folder's run, as it has them now.
 
         Raises:
           UsageError: one that changes the trajectory differs; all of them are named.
         """
-        if not self.config.exists():
-            return
-        saved = _settings(self.config)
+        saved = self.settings()
         theirs = {name: saved[name] for name in trajectory if name in saved}
         mine = {name: trajectory[name] for name in theirs}
         if different := differences(mine, theirs):
@@ -196,12 +235,7 @@ def saved_settings(folder: str) -> dict[str, Any]:
     Raises:
       UsageError: its config.json is damaged.
     """
-    workdir = Workdir(Path(folder))
-    return _settings(workdir.config) if workdir.config.exists() else {}
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    return {str(name): value for name, value in _saved(path)["config"].items()}
+    return Workdir(Path(folder)).settings()
 
 
 def _saved(path: Path) -> dict[str, Any]:

@@ -11,6 +11,16 @@ def test_nothing_is_the_best_before_the_first_validation():
     assert (best.step, best.since) == (None, 0)
 
 
+def test_what_is_forgotten_is_no_best_any_more():
+    best = Best(least=False)
+    for step, value in enumerate([1.5, 0.5], start=1):
+        best.see(value, step)
+    best.forget()
+    assert math.isnan(best.value)
+    assert (best.step, best.since) == (None, 0)
+    assert best.see(0.5, 3)
+
+
 @pytest.mark.parametrize(
     ("least", "seen", "found"),
     [

@@ -186,6 +186,30 @@ def test_restore_ends_the_same_when_the_run_was_stopped_in_between(tmp_path, sto
     assert_weights(train(tmp_path, bad, **settings), by_hand([5, 10]))
 
 
+@each_strategy
+def test_restore_goes_back_for_weights_that_are_not_finite_after_the_last_step(tmp_path, settings):
+    result = train(
+        tmp_path, task([79], inf_gradient), on_nan="restore", epochs=1, checkpoint_steps=2,
+        **settings,
+    )  # fmt: skip
+    # The loss of step 5, whose gradient is not finite, is.
+    assert_weights(result, by_hand([1, 2, 3, 4]))
+    saved = keras.saving.load_model(tmp_path / "model.keras").get_weights()
+    assert all(np.all(np.isfinite(weight)) for weight in saved)
+    assert (tmp_path / "checkpoints" / "step-00000005").exists()
+    assert np.isfinite(result.metrics["validation"]["loss"])
+    assert 5 not in rows(tmp_path)
+
+
+def test_restore_goes_back_before_early_stopping_could_end_the_run(tmp_path):
+    result = train(
+        tmp_path, task([79], inf_gradient), on_nan="restore", early_stopping=1, epochs=2,
+        checkpoint_steps=2,
+    )  # fmt: skip
+    assert all(np.isfinite(loss) for loss in rows(tmp_path, "validation").values())
+    assert_weights(result, by_hand([1, 2, 3, 4, 6, 7, 8]))
+
+
 def test_restore_gives_up_when_it_does_not_help(tmp_path):
     with pytest.raises(dist_train.RunError, match=r"went back to its last checkpoint 3 times"):
         train(tmp_path, task(range(16, 80)), on_nan="restore", epochs=2)
@@ -233,6 +257,58 @@ def test_the_best_of_a_run_in_two_parts_is_that_of_the_whole(tmp_path):
     ]
     assert len(names[0]) == 1
     assert names[0] == names[1]
+
+
+def test_the_best_of_a_run_that_was_killed_before_it_was_copied_is_made_again(tmp_path):
+    # So many that early stopping takes the best, and ends nothing.
+    settings = {"learning_rate": 60.0, "keep_checkpoints": 1, "early_stopping": 8}
+    whole = train(tmp_path / "whole", epochs=8, **settings)
+    validated = rows(tmp_path / "whole", "validation")
+    best = min(validated, key=validated.get)
+    assert best < 40, "the last is the best: the case shows nothing"
+    train(tmp_path / "parts", epochs=best // 5, **settings)
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / f"best-{best:08d}")
+    resumed = train(tmp_path / "parts", epochs=8, **settings)
+    assert_weights(resumed, whole.model.get_weights())
+
+
+def test_with_early_stopping_no_older_weights_are_taken_for_the_best(tmp_path):
+    settings = {"learning_rate": 60.0, "keep_checkpoints": 1, "early_stopping": 8, "epochs": 8}
+    train(tmp_path, **settings)
+    (best,) = (tmp_path / "checkpoints").glob("best-*")
+    best.rename(best.with_name("best-00000001"))
+    with pytest.raises(dist_train.RunError, match=f"{best.name}, whose weights early stopping"):
+        train(tmp_path, **settings)
+
+
+def test_another_best_metric_or_mode_begins_the_best_anew(tmp_path, caplog):
+    settings = {"learning_rate": 60.0, "keep_checkpoints": 1}
+    # No accuracy is greater.
+    above_one = task(loss=lambda y, outputs: 2.0 + bad_loss(y, outputs))
+
+    def resume(epochs, **changed):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            train(tmp_path, above_one, epochs=epochs, **settings, **changed)
+        return "begin anew" in caplog.text
+
+    def best():
+        return [path.name for path in (tmp_path / "checkpoints").glob("best-*")]
+
+    assert not resume(3)
+    of_loss = best()
+    assert not resume(3, best_metric="accuracy", mode="evaluate", checkpoint="best")
+    # With no step left, the checkpoint alone can know of it the next time.
+    assert resume(3, best_metric="accuracy")
+    assert "best_metric=accuracy (was loss): the best validation" in caplog.text
+    assert best() == of_loss
+    assert not resume(6, best_metric="accuracy")
+    found = read_rows(tmp_path / "metrics.jsonl")
+    accuracies = {r["step"]: r["accuracy"] for r in found if r["kind"] == "validation"}
+    since = {step: value for step, value in accuracies.items() if step > 15}
+    assert best() == [f"best-{max(since, key=since.get):08d}"]
+    assert resume(8, best_metric="accuracy", best_mode="min")
+    assert best()[0] > "best-00000030"
 
 
 def test_a_metric_is_maximized_and_loss_minimized_unless_told_otherwise(tmp_path):

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -126,6 +127,52 @@ def test_the_same_settings_are_resumed(tmp_path):
 
 def test_a_new_folder_is_resumable(tmp_path):
     Workdir(tmp_path).check_resumable(_TRAJECTORY)
+
+
+def test_a_remote_run_is_compared_as_it_is_now(tmp_path):
+    with Workdir.locked(f"file://{tmp_path}/run") as workdir:
+        workdir.check_resumable(_TRAJECTORY)
+        there = _written(tmp_path / "run")
+        workdir.check_resumable(_TRAJECTORY)
+        there.write_config(Config(seed=3).trajectory(), {}, {})
+        with pytest.raises(UsageError, match=r"seed=0 \(was 3\)"):
+            workdir.check_resumable(_TRAJECTORY)
+        there.config.unlink()
+        workdir.check_resumable(_TRAJECTORY)
+
+
+def test_a_remote_file_appears_whole(tmp_path, monkeypatch):
+    """A follower reads config.json while the chief writes it anew."""
+    there = tmp_path / "run" / "config.json"
+    copy = tf.io.gfile.copy
+    seen = []
+
+    def torn(source, target, overwrite):
+        Path(target.removeprefix("file://")).write_text("{")
+        seen.append(there.read_text())
+        copy(source, target, overwrite=overwrite)
+
+    _written(there.parent)
+    before = there.read_text()
+    with Workdir.locked(f"file://{there.parent}") as workdir:
+        workdir.write_config({"seed": 9}, {}, {})
+        monkeypatch.setattr(tf.io.gfile, "copy", torn)
+        workdir.push()
+    assert seen == [before]
+    assert json.loads(there.read_text())["config"] == {"seed": 9}
+    assert [path.name for path in there.parent.iterdir()] == ["config.json"]
+
+
+def test_a_chief_neither_fetches_nor_pushes_the_rows_of_a_follower(tmp_path):
+    rows = tmp_path / "run" / "follow.jsonl"
+    rows.parent.mkdir()
+    rows.write_text("older")
+    with Workdir.locked(f"file://{rows.parent}") as chief:
+        rows.write_text("newer")
+        chief.push()
+        assert rows.read_text() == "newer"
+        chief.fetch(chief.followed)
+        assert chief.followed.read_text() == "newer"
 
 
 def test_other_settings_are_all_named(tmp_path):
