@@ -81,6 +81,7 @@ def _main(argv: Sequence[str]) -> int:
 
         kubernetes.run(command)
         return 0
+    _check_directory()
     if backend == "slurm":
         from launch.slurm import command as slurm
 
@@ -243,8 +244,18 @@ def _log_dir(command: Sequence[str]) -> str | None:
     directory = options.LOG_DIR.value
     if directory is None:
         workdir = _workdir(command)
-        directory = os.path.join(workdir, "logs") if workdir else None
+        return os.path.join(workdir, "logs") if workdir and not _is_remote(workdir) else None
+    if _is_remote(directory):
+        raise UsageError(
+            f"--log_dir={directory}: logs are files of the launcher's own; name a folder, or use"
+            " --log_dir= for none"
+        )
     return directory or None
+
+
+def _is_remote(path: str) -> bool:
+    """Whether it is a store that only the command reaches, such as gs://bucket/run."""
+    return "://" in path
 
 
 def _workdir(command: Sequence[str]) -> str | None:
@@ -262,6 +273,16 @@ def _located(name: str) -> str:
     beside = os.path.join(os.path.dirname(sys.executable), name)
     is_beside = os.sep not in name and not shutil.which(name) and shutil.which(beside)
     return beside if is_beside else name
+
+
+def _check_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError(
+            "the working directory, in which the workers would run, has been deleted; cd to one"
+            " that exists"
+        ) from None
 
 
 def _check_command(name: str) -> None:

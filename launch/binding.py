@@ -203,13 +203,25 @@ def divide_gpus(
         return [None] * workers, None
     each = len(gpus) // workers if per_worker is None else per_worker
     if each * workers > len(gpus) or (each == 0 and per_worker is None):
+        each = max(1, each)
         raise ValueError(
-            f"{workers} workers need {max(1, each) * workers} GPUs and {len(gpus)} are visible;"
-            f" use --workers={max(1, len(gpus) // max(1, each))},"
-            " or --gpus_per_worker=0 to train on the CPU"
+            f"{workers} workers need {each * workers} GPUs and {len(gpus)} are visible;"
+            f" use {_remedy(len(gpus), workers, each)}"
         )
     shares = [tuple(gpus[each * index : each * (index + 1)]) for index in range(workers)]
     return list(shares), tuple(gpus[each * workers :])
+
+
+def _remedy(gpus: int, workers: int, each: int) -> str:
+    """The flags nearest to `each` GPUs for each of the workers that so few are enough for."""
+    on_cpu = "--gpus_per_worker=0 to train on the CPU"
+    if not gpus:
+        return on_cpu
+    if each <= gpus:
+        return f"--workers={gpus // each}, or {on_cpu}"
+    fitting = min(workers, gpus)
+    fewer = f"--workers={fitting} " if fitting < workers else ""
+    return f"{fewer}--gpus_per_worker={gpus // fitting}, or {on_cpu}"
 
 
 def describe(machine: Machine, places: Sequence[Place], threads: str) -> str:

@@ -1,4 +1,4 @@
-"""Asks many machines at once, over ssh, within one bound."""
+"""Asks many machines at once, over ssh, each question within a bound."""
 
 import json
 import os
@@ -30,6 +30,10 @@ class Contacts(Generic[_Key]):
 
     A context manager, which ends them.
 
+    Args:
+        requests: to stop.
+        timeout_s: for the answers to one question: who was silent at one costs no time of the next.
+
     Attributes:
         complaints: machine that has failed -> what ssh says; empty: it did not answer in time.
     """
@@ -37,7 +41,7 @@ class Contacts(Generic[_Key]):
     def __init__(self, requests: StopRequests, timeout_s: float):
         self.complaints: dict[_Key, str] = {}
         self._requests = requests
-        self._deadline = time.monotonic() + timeout_s
+        self._timeout_s = timeout_s
         self._lines: dict[_Key, _Line] = {}
 
     def __enter__(self) -> "Contacts[_Key]":
@@ -67,7 +71,8 @@ class Contacts(Generic[_Key]):
                     continue
             self._lines[key].to_send = message
         waiting = {key for key in messages if key not in self.complaints}
-        while waiting and (left := self._deadline - time.monotonic()) > 0:
+        deadline = time.monotonic() + self._timeout_s
+        while waiting and (left := deadline - time.monotonic()) > 0:
             with selectors.DefaultSelector() as selector:
                 selector.register(self._requests, selectors.EVENT_READ)
                 for key in waiting:

@@ -82,7 +82,7 @@ class Group:
         )
         self._settle_at: float | None = None
         self._dump_at: float | None = None
-        self._is_requested = False
+        self._is_interrupted = False  # by Ctrl-C
         self._stopping = False
         self._killing = ""  # why all are killed; empty: they are not
         self._kill_at = float("inf")
@@ -121,15 +121,23 @@ class Group:
 
     def _on_request(self) -> None:
         for number in self._requests.take():
-            if not self._is_requested:
-                self._is_requested = True
-                self._output.say(
-                    f"{signal.Signals(number).name}: the workers are asked to stop and have"
-                    f" {self._limits.grace_period_s:g} s; Ctrl-C kills them at once"
-                )
-                self._stop(number)
-            elif number == signal.SIGINT:
+            is_interrupt = number == signal.SIGINT
+            if is_interrupt and self._is_interrupted:
                 self._kill("Ctrl-C came again")
+                continue
+            self._is_interrupted |= is_interrupt
+            if self._stopping:  # workers take a second signal for an order to leave unsaved
+                if is_interrupt:
+                    self._output.say(
+                        "SIGINT: the workers are stopping already; Ctrl-C again kills them at once"
+                    )
+                continue
+            self._output.say(
+                f"{signal.Signals(number).name}: the workers are asked to stop and have"
+                f" {self._limits.grace_period_s:g} s; a second Ctrl-C kills them at once"
+            )
+            # Many a command saves on SIGTERM and on Ctrl-C, and simply dies of the others.
+            self._stop(number if is_interrupt else signal.SIGTERM)
 
     def _on_messages(self, member: _Member, process: Process) -> None:
         messages = process.receive()

@@ -134,7 +134,8 @@ class _Guard:
         except OSError as error:
             _say(f"not watched for stalls, no folder for a heartbeat: {error}")
         # A handler, not SIG_IGN: exec gives handlers, but not ignored signals, their default back.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        # Slurm may send its notice before the time limit (SIGUSR1) to every process of a step.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         wake, wake_in = os.pipe()
         os.set_blocking(wake_in, False)

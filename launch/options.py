@@ -75,8 +75,8 @@ ENV = flags.DEFINE_multi_string(
 PREFLIGHT = flags.DEFINE_bool(
     "preflight",
     True,
-    "ssh: look within 10 s, before the first start, for the working directory, the command, equal"
-    " versions and open ports on all hosts.",
+    "ssh: look before the first start for the working directory, the command, equal versions and"
+    " open ports on all hosts, within 10 s for each question.",
     flag_values=FLAGS,
 )
 LINK_TIMEOUT_S = flags.DEFINE_float(
@@ -154,7 +154,7 @@ LOG_DIR = flags.DEFINE_string(
     "log_dir",
     None,
     "Folder for one file per worker with its raw output, appended to. Default: logs/ in the folder"
-    " that the command's own --workdir names; none if it has no --workdir.",
+    " that the command's own --workdir names; none if it has no --workdir, or a remote one.",
     flag_values=FLAGS,
 )
 TEE = flags.DEFINE_string(

@@ -65,6 +65,7 @@ class _Relay:
         self._has_heard = False
         self._is_left = False  # the launcher has gone
         self._to_send = self._read_payload()  # and early signals, at each attempt
+        self._launcher = Outlet(control)
         self._command = ssh
         self._start()
 
@@ -98,10 +99,10 @@ class _Relay:
             self._start()
             reason = self._serve()
         if reason and not self._is_known:
-            self._tell(f"lost {reason}")
-        for stream in self._streams.values():
-            os.set_blocking(stream.descriptor, True)
-            stream.write(b"")
+            self._tell(f"lost {reason}".encode())
+        for outlet in (self._launcher, *self._streams.values()):
+            os.set_blocking(outlet.descriptor, True)
+            outlet.write(b"")
         self._end_client()
 
     def _end_client(self) -> None:
@@ -127,7 +128,8 @@ class _Relay:
             reads = [] if is_full else [self._from_agent]
             if leave_at == float("inf"):
                 reads.append(self._control)
-            outlets = [o for o in (*self._streams.values(), self._agent) if o.pending]
+            every = (*self._streams.values(), self._agent, self._launcher)
+            outlets = [outlet for outlet in every if outlet.pending]
             targets = [outlet.descriptor for outlet in outlets]
             ready, writable, _ = select.select(reads, targets, [], BEAT_S / 2)
             now = time.monotonic()
@@ -181,16 +183,18 @@ class _Relay:
                 self._streams[kind].write(content)
             elif kind == NEWS:
                 self._is_known |= content.startswith((b"exit ", b"unrunnable "))
-                self._tell(content.decode())
+                self._tell(content)
             elif kind == END:
                 self._has_ended = True
         self._received = self._received[start:]
 
-    def _tell(self, line: str) -> None:
-        try:
-            os.write(self._control, line.encode() + b"\n")
-        except OSError:
-            return  # the launcher is gone, which the next read finds out
+    def _tell(self, line: bytes) -> None:
+        """Tells the launcher; one that is stopped (Ctrl-Z) finds the newest of beats in a row."""
+        # What has no line before it may be half sent: it stays.
+        before, newline, last = self._launcher.pending[:-1].rpartition(b"\n")
+        if newline and last.startswith(b"beat ") and line.startswith(b"beat "):
+            self._launcher.pending = before + newline
+        self._launcher.write(line + b"\n")
 
 
 def _read(descriptor: int) -> bytes:

@@ -101,7 +101,7 @@ class Ended:
         elif self.oom:
             how = "killed by SIGKILL: out of memory, says the kernel"
         elif self.code < 0:
-            how = f"killed by {signal.Signals(-self.code).name}"
+            how = f"killed by {_signal_name(-self.code)}"
             how += f" from the launcher, as {self.killed}" if self.killed else ""
         else:
             how = f"exit status {self.code}"
@@ -170,6 +170,13 @@ def describe(ended: Sequence[Ended]) -> str:
     if after:
         lines.append("consequences: " + _listing(after))
     return "\n".join(lines)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have none
+        return f"signal {number}"
 
 
 def _outcome(end: Ended) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from launch.report import Ending, first_failure
 
-# An attempt that has lasted this long, and has got further than all before it, was progress.
+# An attempt that lasted this long, and whose heartbeats got further than all before, was progress.
 _PROGRESS_S = 60.0
 # Restarts that do not count must end too: of a command that always exits 75, for instance.
 _FREE_RESTARTS = 3
@@ -40,7 +40,9 @@ class RestartPolicy:
       row. The latter is retried under `max_restarts` 0 too: such a group never ran.
     - A place whose worker is the first failure twice without progress, by an error of its own, is
       left out while more than `min_workers` are left. That costs nothing either.
-    - Progress resets all of it, and places that were left out are tried again.
+    - Progress resets all of it, and places that were left out are tried again. It is a minute in
+      which a heartbeat told of a step beyond all before; a command that sends no heartbeats is
+      never known to make any, so that its budget is for the whole run.
 
     Attributes:
         slots: the places in use.
@@ -64,10 +66,10 @@ class RestartPolicy:
         workers = [end for end in ending.ended if end.slot is not None]
         if all(end.code == 0 and not end.stall for end in workers):
             return None
-        step = ending.highest_step
-        if ending.lasted_s >= _PROGRESS_S and (step is None or step > self._furthest_step):
+        step = -1 if ending.highest_step is None else ending.highest_step
+        if ending.lasted_s >= _PROGRESS_S and step > self._furthest_step:
             self._reset()
-        self._furthest_step = max(self._furthest_step, -1 if step is None else step)
+        self._furthest_step = max(self._furthest_step, step)
 
         first = first_failure(workers)
         port_taken = first is not None and first.port_taken

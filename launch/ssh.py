@@ -16,7 +16,8 @@ from launch.job import Host, Job, Login
 from launch.preflight import NotReady, Problem
 from launch.stop import StopRequests
 
-_PREFLIGHT_S = 10.0
+# For the answers to one question.
+_ANSWER_S = 10.0
 # The last two end a client whose relay was killed and whose link is cut.
 _OPTIONS = (
     "-T",
@@ -136,7 +137,7 @@ def prepared(
         Interrupted: there is a request to stop.
     """
     checks = checks and job.restart == 0
-    with Contacts[str](requests, _PREFLIGHT_S) as contacts:
+    with Contacts[str](requests, _ANSWER_S) as contacts:
         ready, problems = _survey(job, contacts, checks, say)
         if checks and not [each for each in problems if not each.is_absent]:
             problems += _try_ports(ready, contacts)
@@ -212,7 +213,7 @@ def _try_ports(job: Job, contacts: Contacts[str]) -> list[Problem]:
         messages[address] = json.dumps({"connect": others}).encode() + b"\n"
     answers = contacts.ask(messages, {})
     problems = preflight.closed_ports({a: each["unreachable"] for a, each in answers.items()})
-    silent = f"no answer within {_PREFLIGHT_S:g} s to the trial of its ports; use --nopreflight"
+    silent = f"no answer within {_ANSWER_S:g} s to the trial of its ports; use --nopreflight"
     return problems + [Problem(address, silent) for address in addresses - answers.keys()]
 
 

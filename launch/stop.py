@@ -1,4 +1,8 @@
-"""Requests to stop: SIGTERM, Ctrl-C and the terminal's end, as a file to select on."""
+"""Requests to stop, as a file to select on.
+
+They are SIGTERM, Ctrl-C, the terminal's end (SIGHUP), and the notice that schedulers can be told to
+send before a time limit (SIGUSR1).
+"""
 
 import os
 import signal
@@ -18,7 +22,7 @@ class StopRequests:
         os.set_blocking(wake_in, False)
         # First: a signal that came between its handler and this would be lost.
         signal.set_wakeup_fd(wake_in, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             # Under nohup SIGHUP is ignored, and so it should stay.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda *_: None)

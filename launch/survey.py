@@ -8,7 +8,7 @@
     {"release": false}       {}: nobody listens any more, the ports are still kept for the workers;
                              true: they are not
 
-The ports are kept until input ends, or for 10 s more: by then the workers' own agents keep them. It
+The ports are kept until input ends, or for 20 s more: by then the workers' own agents keep them. It
 never stays longer, as nobody tells it when its link is cut.
 """
 
@@ -29,8 +29,10 @@ from typing import Any
 
 from launch import agent, binding, ports
 
+# Three questions, for each of which the launcher waits up to 10 s for the slowest host; after the
+# last one it starts the workers.
 _LIFE_S = 30
-_KEEP_S = 10
+_KEEP_S = 20
 _CONNECT_S = 2.0
 _VERSIONS_S = 8.0
 _VERSIONS = """

@@ -48,8 +48,18 @@ def _settings() -> Settings:
         pull_policy=options.IMAGE_PULL_POLICY.value,
         pull_secrets=tuple(options.IMAGE_PULL_SECRET.value),
         max_restarts=common.MAX_RESTARTS.value,
-        grace_period_s=math.ceil(common.GRACE_PERIOD_S.value),
+        grace_period_s=_grace_period_s(),
     )
+
+
+def _grace_period_s() -> int:
+    grace_period_s = common.GRACE_PERIOD_S.value
+    if not math.isfinite(grace_period_s):
+        raise UsageError(
+            f"--grace_period_s={grace_period_s}: a pod has a number of whole seconds; use 86400 for"
+            " a day"
+        )
+    return math.ceil(grace_period_s)
 
 
 def _volume(text: str) -> Volume:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from launch import options as common
+from launch.errors import UsageError
 from launch.slurm import follower, options, script
 
 
@@ -22,6 +23,12 @@ def run(command: Sequence[str], *, log_dir: str | None, shows: Callable[[str], b
         UsageError: a flag does not fit; the text says which one and why.
         CommandNotFound: there is no Slurm on this machine.
     """
+    selects = common.TEE.value not in ("all", "none") and not common.QUIET.value
+    if selects and log_dir is None:
+        raise UsageError(
+            f"--tee={common.TEE.value} needs --log_dir or --workdir: without log files the output"
+            " of all workers is one stream"
+        )
     request = _request(command, log_dir)
     text = script.plan(request)
     if common.DRY_RUN.value:
@@ -36,13 +43,22 @@ def run(command: Sequence[str], *, log_dir: str | None, shows: Callable[[str], b
             f"worker {task}": os.path.join(request.directory, log_dir, name)
             for task, name in names.items()
         }
-    return follower.Follower(logs, Output(shows=shows, log_dir=None)).run(text)
+
+    def shows_also_the_job(name: str) -> bool:
+        # Beside log files its own stream has what no worker says: restarts, srun's errors.
+        return shows(name) or (selects and name not in logs)
+
+    return follower.Follower(logs, Output(shows=shows_also_the_job, log_dir=None)).run(text)
 
 
 def _request(command: Sequence[str], log_dir: str | None) -> script.Request:
     gpus, threads = common.GPUS_PER_WORKER.value, common.THREADS.value
+    gpus_per_worker = 0 if gpus == "auto" else int(gpus)
+    is_without = gpus != "auto" and gpus_per_worker == 0
+    # Asked for none, Slurm may still show all. In the task, since srun sets the variable for it.
+    hidden = ("env", "CUDA_VISIBLE_DEVICES=-1") if is_without else ()
     return script.Request(
-        command=tuple(command),
+        command=(*hidden, *command),
         directory=os.getcwd(),
         workers=common.fixed_workers("a Slurm job has one number of tasks"),
         max_restarts=common.MAX_RESTARTS.value,
@@ -52,6 +68,6 @@ def _request(command: Sequence[str], log_dir: str | None) -> script.Request:
         time=options.TIME.value,
         nodes=options.NODES.value,
         cpus_per_worker=0 if threads == "auto" else int(threads),
-        gpus_per_worker=0 if gpus == "auto" else int(gpus),
+        gpus_per_worker=gpus_per_worker,
         options=tuple(common.words("--slurm_options", options.OPTIONS.value)),
     )

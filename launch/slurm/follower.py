@@ -1,8 +1,9 @@
-"""Follows a job: shows its states and what its workers write, cancels it on request."""
+"""Follows a job: shows its states and what its workers write, cancels or leaves it on request."""
 
 import contextlib
 import os
 import select
+import signal
 import time
 from collections.abc import Mapping
 
@@ -79,6 +80,10 @@ class Follower:
     def run(self, script: str) -> int:
         """Submits the script and returns the exit status for the launcher when the job has ended.
 
+        SIGINT and SIGTERM cancel the job. Other requests to stop, such as the terminal's end, are
+        for the launcher alone, which returns 128 + n: the 75 of a stopped run would invite to
+        start another one beside it.
+
         Raises:
             CommandNotFound: there is no Slurm here.
         """
@@ -99,10 +104,15 @@ class Follower:
         ask_at = 0.0
         ended_at: float | None = None
         while True:
-            if select.select([self._requests], [], [], _TICK_S)[0] and self._requests.take():
+            select.select([self._requests], [], [], _TICK_S)
+            if requests := self._requests.take():
                 if self._cancelled_at is not None:
                     self._output.say(f"job {job} is left to Slurm, which is cancelling it")
                     return STOPPED
+                if not {signal.SIGINT, signal.SIGTERM} & set(requests):
+                    name = signal.Signals(requests[0]).name
+                    self._output.say(f"{name}: job {job} goes on; scancel {job} ends it")
+                    return 128 + requests[0]
                 self._output.say(f"job {job} is being cancelled; Ctrl-C again leaves it to Slurm")
                 self._cancelled_at = time.monotonic()
                 client.cancel(job)

@@ -396,3 +396,24 @@ class TestPreflight:
         assert "left out: n2: " in output
         assert "[worker 0 n1] n1" in output
         assert "[worker 1 n3] n3" in output
+
+    def test_host_that_hangs_takes_no_time_of_those_that_answer(self, cluster):
+        python, hanging = cluster.folder / "python", cluster.folder / "hanging"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        hanging.write_text("#!/bin/sh\nexec cat > /dev/null\n")
+        for path in (python, hanging):
+            path.chmod(0o755)
+        cluster.network["n2"].run(["mount", "--bind", hanging, python])
+        try:
+            code, output = cluster.run(
+                *("--hosts=n1,n2,n3", "--workers=2:3", f"--remote_python={python}"),
+                *("--", "sh", "-c", "hostname; ss --no-header --listening --tcp --numeric"),
+            )
+        finally:
+            cluster.network["n2"].run(["umount", python])
+        assert code == 0, output
+        assert "left out: n2: no answer within 10 s" in output
+        assert "[worker 0 n1] n1" in output
+        assert "[worker 1 n3] n3" in output
+        listening = re.findall(r"LISTEN\s+\d+\s+\d+\s+\S+:(\d+)", output)
+        assert set(listening) == {"22"}, output

@@ -1,7 +1,9 @@
 """CPUs, threads and GPUs are shared out, on machines that are described in a folder."""
 
+import itertools
 import math
 import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -138,12 +140,29 @@ def test_gpus_are_shared_out(gpus, workers, per_worker, shares, left):
     [
         ("01", 4, None, "--workers=2"),
         ("012", 2, 2, "--workers=1"),
+        ("01", 1, 3, "--gpus_per_worker=2"),
+        ("012", 4, 5, "--workers=3 --gpus_per_worker=1"),
         ("", 2, 1, "--gpus_per_worker=0"),
     ],
 )
 def test_too_few_gpus_are_an_error_with_a_remedy(gpus, workers, per_worker, remedy):
-    with pytest.raises(ValueError, match=remedy):
+    with pytest.raises(ValueError, match=f"; use {remedy}(, or| to train)"):
         binding.divide_gpus(tuple(gpus), workers, per_worker)
+
+
+@pytest.mark.parametrize("gpus", ["", "0", "01", "012", "0123"])
+def test_every_remedy_for_too_few_gpus_helps(gpus):
+    for workers, per_worker in itertools.product(range(1, 6), [None, *range(7)]):
+        try:
+            binding.divide_gpus(tuple(gpus), workers, per_worker)
+        except ValueError as error:
+            remedies = re.search("; use (.*) to train on the CPU", str(error))[1].split(", or ")
+        else:
+            continue
+        for remedy in remedies:
+            flags = {name: int(value) for name, value in re.findall(r"--(\w+)=(\d+)", remedy)}
+            fitting = flags.get("workers", workers)
+            binding.divide_gpus(tuple(gpus), fitting, flags.get("gpus_per_worker", per_worker))
 
 
 @pytest.mark.parametrize(

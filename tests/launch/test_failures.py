@@ -33,6 +33,14 @@ def test_killed_worker_gives_137(launcher):
     assert "out of memory" not in result.err
 
 
+def test_worker_killed_by_a_signal_without_a_name_is_restarted_as_any_other(launcher, python):
+    killed = python("os.kill(os.getpid(), 40)")
+    result = launcher.run("--workers=1", "--max_restarts=1", *killed)
+    assert result.status == 168
+    assert result.err.count("killed by signal 40") == 2
+    assert "restart 1 of 1" in result.err
+
+
 def test_worker_that_ignores_sigterm_is_killed_after_the_grace_period(launcher, python):
     source = """
 if INDEX == 0:

@@ -45,6 +45,14 @@ SSH = ["--backend=ssh"]
         (["--cpu_bind=socket", "true"], "flag --cpu_bind=socket"),
         (["--tee=first", "true"], "flag --tee=first: must be all, none, or worker numbers"),
         (["--stall_timeout_s=0", "true"], "flag --stall_timeout_s=0"),
+        (
+            ["--log_dir=gs://a/logs", "true"],
+            "--log_dir=gs://a/logs: logs are files of the launcher's",
+        ),
+        (
+            ["--backend=kubernetes", "--image=a", "--grace_period_s=inf", "true"],
+            "--grace_period_s=inf: a pod has a number of whole seconds; use 86400 for a day",
+        ),
         (["--workers=2"], "no command: put it after the flags"),
         ([], "no command: put it after the flags"),
     ],
@@ -107,6 +115,28 @@ finally:
     assert "launch.options" in loaded
     late = ["binding", "group", "output", "process", "ssh", "supervisor", "survey"]
     assert not loaded & {*(f"launch.{name}" for name in late), "numpy", "tensorflow", "dist_train"}
+
+
+@pytest.mark.parametrize("backend", ["local", "slurm", "mpi"])
+def test_deleted_working_directory_is_said_in_one_line(launcher, backend):
+    def delete():
+        os.mkdir("gone")
+        os.chdir("gone")
+        os.rmdir("../gone")
+
+    arguments = [f"--backend={backend}", "--dry_run", "--", "true"]
+    result = launcher.run(*arguments, preexec_fn=delete)
+    assert result.status == 2
+    assert result.err == (
+        "dist-launch: the working directory, in which the workers would run, has been deleted; cd"
+        " to one that exists\n"
+    )
+
+
+def test_workdir_in_a_remote_store_makes_no_folder_here(launcher, tmp_path):
+    result = launcher.run("--workers=1", "--", "echo", "--workdir=gs://bucket/run")
+    assert result.status == 0, result.err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("dashes", [["--"], []])

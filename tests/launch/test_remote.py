@@ -6,8 +6,11 @@ import re
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -161,6 +164,49 @@ def test_client_that_falls_silent_is_given_up_within_the_bound(
     assert result.status == 255
     assert time.monotonic() - begin < 15
     assert "lost with 127.0.0.1: nothing came over the link for 2 s" in result.err
+
+
+# A kernel whose sockets hold less than ten lines, as they do hundreds of.
+SMALL_SOCKETS = """
+import socket
+real = socket.socketpair
+
+def socketpair(*args):
+    pair = real(*args)
+    for each in pair:
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    return pair
+
+socket.socketpair = socketpair
+"""
+BEATS_FOR_7_S = """
+open("up", "w").close()
+for step in range(70):
+    with open(os.environ["DIST_LAUNCH_HEARTBEAT"], "w") as file:
+        file.write(str(step))
+    time.sleep(0.1)
+open("done", "w").close()
+"""
+
+
+@pytest.mark.slow
+def test_launcher_that_is_stopped_for_long_loses_no_worker(
+    ssh, launcher, python, eventually, tmp_path
+):
+    (tmp_path / "sitecustomize.py").write_text(SMALL_SOCKETS)
+    path = f"{tmp_path}:{ROOT}"
+    process = ssh(
+        *("--link_timeout_s=2", *python(BEATS_FOR_7_S)), hosts="127.0.0.1", PYTHONPATH=path
+    )
+    eventually((tmp_path / "up").exists)
+    process.send_signal(signal.SIGSTOP)
+    try:
+        eventually((tmp_path / "done").exists, timeout_s=15)
+        time.sleep(1)  # its end is to be told later too
+    finally:
+        process.send_signal(signal.SIGCONT)
+    result = launcher.finish(process)
+    assert result.status == 0, result.err
 
 
 @pytest.mark.slow

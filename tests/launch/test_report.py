@@ -55,6 +55,7 @@ def test_first_failure_is_the_one_that_explains_the_others(first, others):
         ([ended("worker 0", -2, 1.0)], 130),
         ([ended("worker 0", 75, 1.0), ended("worker 1", 3, 2.0)], 3),
         ([ended("worker 0", -9, 1.0)], 137),
+        ([ended("worker 0", -40, 1.0)], 168),
         ([ended("worker 0", 75, 1.0, stall="silent")], 1),
         ([ended("worker 0", 0, 1.0), ended("evaluator", 4, 0.5)], 4),
         ([ended("worker 0", 0, 1.0), ended("evaluator", -9, 9.0, asked=True, killed="late")], 0),
@@ -84,6 +85,12 @@ def test_report_names_the_first_and_marks_the_consequences():
         "consequences: worker 0: lost a peer, exit status 1;"
         " worker 3: stopped on request, exit status 75",
     ]
+
+
+@pytest.mark.parametrize(("number", "name"), [(11, "SIGSEGV"), (34, "SIGRTMIN"), (40, "signal 40")])
+def test_every_signal_can_be_reported(number, name):
+    text = report.describe([ended("worker 0", -number, 1.0)])
+    assert text.endswith(f"worker 0 (pid 100): killed by {name}")
 
 
 def test_last_lines_are_few_and_readable():

@@ -65,12 +65,20 @@ def test_minutes_without_getting_further_are_no_progress():
     assert budget.after(ending(lasted_s=600.0, step=100)) is None
 
 
+@pytest.mark.parametrize("code", [1, 75])
+def test_restarts_end_however_long_the_attempts_last_if_no_heartbeat_comes(code):
+    # Workers that never meet, say: --start_timeout_s is more than a minute.
+    budget = policy(max_restarts=2)
+    restarts = [budget.after(ending(code, lasted_s=120.0)) is not None for _ in range(9)]
+    assert restarts.count(True) == {1: 2, 75: 3 + 2}[code]
+
+
 @pytest.mark.parametrize("code", [75, 143, -15])
 def test_stops_on_request_do_not_count_but_end_without_progress(code):
     budget = policy(max_restarts=1)
     assert [budget.after(ending(code)) is not None for _ in range(5)] == [True] * 4 + [False]
-    for _ in range(9):
-        assert budget.after(ending(code, lasted_s=60.0)) is not None
+    for step in range(100, 109):
+        assert budget.after(ending(code, lasted_s=60.0, step=step)) is not None
 
 
 def test_nothing_is_restarted_at_max_restarts_0_but_a_lost_port():
@@ -107,4 +115,4 @@ def test_place_that_was_left_out_comes_back_after_progress():
     budget = policy(max_restarts=1, most=3, least=1)
     budget.after(ending(slot=1))
     assert budget.after(ending(slot=1)).slots == (0, 2)
-    assert budget.after(ending(slot=0, slots=(0, 2), lasted_s=100.0)).slots == (0, 1, 2)
+    assert budget.after(ending(slot=0, slots=(0, 2), lasted_s=100.0, step=100)).slots == (0, 1, 2)

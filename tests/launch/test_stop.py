@@ -1,9 +1,11 @@
 """The launcher is asked to stop, or is killed."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -26,16 +28,45 @@ def _all_up(tmp_path, count):
     return lambda: len(list(tmp_path.glob("up-*"))) == count
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def _read_until(process, text):
+    said = b""
+    while text not in said:
+        said = process.stderr.readline()
+        assert said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_request_is_forwarded_and_all_leave_with_75(launcher, python, eventually, tmp_path, number):
-    source = SAVES_AND_LEAVES.replace("open(", "signal.signal(signal.SIGHUP, leave)\nopen(", 1)
-    process = launcher.start("--workers=2", "--max_restarts=3", *python(source))
+    process = launcher.start("--workers=2", "--max_restarts=3", *python(SAVES_AND_LEAVES))
     eventually(_all_up(tmp_path, 2))
     process.send_signal(number)
     result = launcher.finish(process)
     assert result.status == 75
-    assert result.out.count(f"saved after {number}".encode()) == 2
+    # SIGHUP and SIGUSR1 would end most commands unsaved.
+    forwarded = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+    assert result.out.count(f"saved after {forwarded}".encode()) == 2
     assert "start again" not in result.err
+
+
+def test_workers_save_when_the_terminal_is_closed(launcher, python, eventually, tmp_path):
+    source = SAVES_AND_LEAVES.replace(
+        "sys.exit", 'open("saved-%d" % INDEX, "w").close()\n    sys.exit'
+    )
+    ours, terminal = os.openpty()
+    process = launcher.start(
+        "--workers=2",
+        *python(source),
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(terminal)
+    eventually(_all_up(tmp_path, 2))
+    os.close(ours)
+    assert launcher.finish(process).status == 75
+    assert len(list(tmp_path.glob("saved-*"))) == 2
 
 
 def test_second_ctrl_c_kills_at_once(launcher, python, eventually, tmp_path):
@@ -50,6 +81,57 @@ while True:
     process.send_signal(signal.SIGINT)
     eventually(lambda: len(list(tmp_path.glob("asked-*"))) == 2)
     assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    result = launcher.finish(process)
+    assert result.status == 137
+    assert "killed by SIGKILL from the launcher, as Ctrl-C came again" in result.err
+
+
+# To dist-train, a second one is an order to leave unsaved.
+NOTES_SIGNALS = """
+asked = []
+def ask(number, frame):
+    asked.append(number)
+    open("asked-%d" % INDEX, "w").close()
+signal.signal(signal.SIGTERM, ask)
+signal.signal(signal.SIGINT, ask)
+open("up-%d" % INDEX, "w").close()
+while not os.path.exists("finish"):
+    time.sleep(0.01)
+print("asked by", asked)
+sys.exit(75)
+"""
+
+
+def test_request_within_a_stop_sends_no_second_signal(launcher, python, eventually, tmp_path):
+    fails = """
+if INDEX == 1:
+    while not os.path.exists("up-0"):
+        time.sleep(0.01)
+    sys.exit(3)
+"""
+    source = fails + NOTES_SIGNALS
+    process = launcher.start("--workers=2", "--max_restarts=3", *python(source))
+    eventually((tmp_path / "asked-0").exists)  # since worker 1 has failed
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT):
+        process.send_signal(number)
+    _read_until(process, b"SIGINT: the workers are stopping already; Ctrl-C again kills them")
+    (tmp_path / "finish").touch()
+    result = launcher.finish(process)
+    assert b"asked by [15]" in result.out
+    assert result.status == 3
+    assert "start again" not in result.err
+
+
+def test_ctrl_c_after_another_request_kills_when_it_comes_again(
+    launcher, python, eventually, tmp_path
+):
+    process = launcher.start("--workers=2", "--grace_period_s=60", *python(NOTES_SIGNALS))
+    eventually(_all_up(tmp_path, 2))
+    process.terminate()
+    eventually(lambda: len(list(tmp_path.glob("asked-*"))) == 2)
+    process.send_signal(signal.SIGINT)
+    _read_until(process, b"Ctrl-C again kills them at once")
     process.send_signal(signal.SIGINT)
     result = launcher.finish(process)
     assert result.status == 137
@@ -159,7 +241,7 @@ print(sorted(StopRequests().take()))
         [sys.executable, "-c", source], env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (0, "[1, 2, 15]\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[1, 2, 10, 15]\n", "")
 
 
 def test_request_during_the_start_ends_everything(launcher):
@@ -183,10 +265,7 @@ def test_nothing_outlives_a_launcher_killed_during_the_start(launcher, eventuall
 def test_request_while_waiting_to_restart_ends_the_wait(launcher):
     # Three failures: the third wait is 4 s long.
     process = launcher.start("--workers=1", "--max_restarts=9", "--", "sh", "-c", "exit 1")
-    said = b""
-    while b"start again in 4 s" not in said:
-        said = process.stderr.readline()
-        assert said
+    _read_until(process, b"start again in 4 s")
     process.terminate()
     result = launcher.finish(process)
     assert result.status == 75
