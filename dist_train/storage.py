@@ -74,9 +74,10 @@ class LocalStorage:
         partial = self._folder / f"partial-{name}"
         for path in [*partial.iterdir(), partial]:
             _sync(path)
-        self.remove(name)
-        partial.rename(self._folder / name)
+        condemned = self._set_aside(name)
+        partial.rename(self._folder / name)  # at once: a kill in between would cost the entry
         _sync(self._folder)
+        shutil.rmtree(condemned, ignore_errors=True)
 
     def duplicate(self, name: str, other: str) -> None:
         partial = self.partial(other)
@@ -88,12 +89,16 @@ class LocalStorage:
         self.publish(other)
 
     def remove(self, name: str) -> None:
-        # Renamed first: who reads, also after a kill in between, finds it whole or not at all.
+        # What stays goes with the next `partial`.
+        shutil.rmtree(self._set_aside(name), ignore_errors=True)
+
+    def _set_aside(self, name: str) -> Path:
+        """Who reads, also after a kill, finds an entry whole or not at all: it is renamed first."""
         condemned = self._folder / f"partial-removed-{name}"
         shutil.rmtree(condemned, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             (self._folder / name).rename(condemned)
-        shutil.rmtree(condemned, ignore_errors=True)  # what stays goes with the next `partial`
+        return condemned
 
     def prefix(self, name: str) -> str:
         return str(self._folder / name / FILE)
