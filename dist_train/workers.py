@@ -181,7 +181,12 @@ class Workers:
             return self.name(
                 0
             )  # the others send theirs to the chief; who else is named heard of it
-        found = {int(number) for number in re.findall(r"/task:(\d+)", message)} - {self.index}
+
+        def named(text: str) -> set[int]:
+            return {int(number) for number in re.findall(r"/task:(\d+)", text)} - {self.index}
+
+        # Who reports it is another one, if one more is named.
+        found = named(re.sub(r"reported from /job:\S+", "", message)) or named(message)
         return ", ".join(self.name(index) for index in sorted(found) if index < self.count) or (
             "a worker"
         )

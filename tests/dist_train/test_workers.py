@@ -38,6 +38,25 @@ def test_who_loses_a_peer_stays_for_those_that_hear_of_it_from_him(pauses, count
     assert pauses == expected
 
 
+@pytest.mark.parametrize(
+    ("message", "name"),
+    [
+        (
+            "Error reported from /job:worker/replica:0/task:2: The following tasks are unhealthy"
+            " (stopped sending heartbeats):\n/job:worker/replica:0/task:1\nThe tasks have crashed.",
+            r"worker 1 \(n1:2222\)",
+        ),
+        (
+            "Error reported from /job:worker/replica:0/task:2: Shutdown barrier has failed.",
+            r"worker 2 \(n2:2222\)",
+        ),
+    ],
+)
+def test_who_reports_a_loss_is_not_the_one_that_is_lost(pauses, message, name):
+    with pytest.raises(WorkerLost, match=f"^step 7: {name} was lost"), of(3).together("step 7"):
+        raise tf.errors.UnavailableError(None, None, message)
+
+
 def test_who_fails_by_himself_has_nobody_to_stay_for(pauses):
     with pytest.raises(RunError, match=r"^step 7: a label of mine$"), of(3).together("step 7"):
         raise tf.errors.InvalidArgumentError(None, None, "a label of mine")
