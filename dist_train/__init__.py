@@ -10,7 +10,7 @@ Where to look, besides this interface (task, examples, config, result, errors):
   a run       loop, fit, build, state, best, timetable, pace, divergence, workers, follower
   a step      step, lanes, line, program, purity, reduction, agreement, optimizers, layers,
               evaluation
-  data        schedule, permutation, input, buffers, readahead, mnist
+  data        schedule, permutation, input, reading, buffers, readahead, mnist
   on disk     workdir, checkpoint, momentary, storage, rows, export
   what is said    log, metrics, tensorboard, timesheet, heartbeat, profiling, outcome, report,
               curves, pictures, review, comparison, prediction

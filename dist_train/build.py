@@ -15,8 +15,9 @@ from dist_train.config import Config
 from dist_train.errors import DistTrainError, UsageError, one_line
 from dist_train.evaluation import make_evaluation
 from dist_train.examples import Arrays, Source, checksum, spaced
-from dist_train.input import Input, choose, fetch
+from dist_train.input import Input, choose
 from dist_train.program import Program, check_labels, example_loss, narrowed, smoothed
+from dist_train.reading import fetch
 from dist_train.rows import Row
 from dist_train.step import LossScale, TrainLoop
 from dist_train.task import Task

@@ -166,8 +166,7 @@ class Checkpoints:
                 f"{name}, whose weights early stopping ends with, is not in {self._storage}; put it"
                 " back and run the same command again, or train on with --early_stopping=0"
             )
-        if (damage := self._read(self._storage.prefix(name))) is not None:
-            raise RunError(f"checkpoint {name} in {self._storage} is damaged: {damage}")
+        self.restore(self._storage.prefix(name))
 
     def mend_best(self, step: int) -> None:
         """Makes the best checkpoint, that of `step`, again if the run ended before it was there.

@@ -8,25 +8,19 @@ streamed it carries the examples too.
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from dist_train.buffers import Buffers
+from dist_train import reading
 from dist_train.errors import UsageError
-from dist_train.examples import Arrays, Dataset, Source, spaced
-from dist_train.readahead import Readahead
-from dist_train.schedule import Schedule
+from dist_train.examples import Arrays, Dataset, Source
+from dist_train.schedule import Schedule, rows_of
 
 _STREAM_CHUNK_BYTES = 32 << 20
 _READERS = 2
-# The kinds of dtypes of strings, of which a few are looked at, and at most so many read at once:
-# others may be longer.
-_TEXTS = "OSU"
-_SEEN_TEXTS = 64
-_TEXTS_AT_ONCE = 4096
 _CHUNKS_AHEAD = 3  # of each replica; they are read, or wait
 _RESIDENT_CHUNK_STEPS = 4096
 _RESIDENT_LIMIT_BYTES = 2 << 30
@@ -110,7 +104,9 @@ class Input:
         self.resident = resident
         steps = math.ceil(len(source) / batch_size)
         streamed = not resident or also_streamed
-        limit = self._stream_steps(batch_size) if streamed else _RESIDENT_CHUNK_STEPS
+        limit = _RESIDENT_CHUNK_STEPS
+        if streamed:
+            limit = reading.examples_within(_STREAM_CHUNK_BYTES, source) // batch_size
         self.schedule = Schedule(
             examples=len(source),
             batch_size=batch_size,
@@ -258,16 +254,12 @@ class Input:
     def _read(self, ids: tf.Tensor, failures: list[Exception]) -> Any:
         """(x, y) with arrays [S * b, …] of the examples `ids`."""
         with tf.init_scope():  # a source may use TensorFlow itself
-            template = fetch(self._source, np.zeros(1, np.int64))
-        flat = tf.nest.flatten(template)
-        read = self._reader()
+            reader = reading.Reader(self._source)
+        flat = tf.nest.flatten(reader.template)
 
         def gather(rows: np.ndarray) -> list[np.ndarray]:
             try:
-                found = read(rows)
-                for array, like in zip(found, flat, strict=True):
-                    _check_alike(array, like, type(self._source).__name__)
-                return found
+                return reader.read(rows)
             except Exception as error:
                 failures.append(error)
                 raise
@@ -276,33 +268,7 @@ class Input:
         arrays = tf.numpy_function(gather, [rows], [array.dtype for array in flat])
         for array, like in zip(arrays, flat, strict=True):
             array.set_shape([rows.shape[0], *like.shape[1:]])
-        return tf.nest.pack_sequence_as(template, arrays)
-
-    def _reader(self) -> Callable[[np.ndarray], list[np.ndarray]]:
-        """fn(rows) -> the arrays of (x, y) of these examples, for several threads at a time."""
-        source, buffers = self._source, Buffers()
-        if not isinstance(source, Arrays):
-            return lambda rows: [buffers.copy(a) for a in tf.nest.flatten(fetch(source, rows))]
-        whole = [(array, Readahead(array)) for array in tf.nest.flatten((source.x, source.y))]
-
-        def read(rows: np.ndarray) -> list[np.ndarray]:
-            found = []
-            for array, readahead in whole:
-                with readahead.reading(rows):
-                    found.append(buffers.take(array, rows))
-            return found
-
-        return read
-
-    def _stream_steps(self, batch_size: int) -> int:
-        arrays, most = self._fetched(np.zeros(1, np.int64)), _MAX_EXAMPLES
-        if any(array.dtype.kind in _TEXTS for array in arrays):  # each as long as it likes
-            arrays, most = self._fetched(spaced(self._source, _SEEN_TEXTS)), _TEXTS_AT_ONCE
-        example_bytes = sum(map(_bytes, arrays)) // len(arrays[0])
-        return max(1, min(most, _STREAM_CHUNK_BYTES // max(1, example_bytes)) // batch_size)
-
-    def _fetched(self, indices: np.ndarray) -> list[np.ndarray]:
-        return tf.nest.flatten(fetch(self._source, indices))
+        return tf.nest.pack_sequence_as(reader.template, arrays)
 
 
 class Forward:
@@ -323,52 +289,6 @@ class Forward:
             self._chunks = self._chunks or self._input.chunks(number)
             self._chunk, self._number = next(self._chunks), number
         return self._chunk, place, left
-
-
-def rows_of(ids: Any) -> Any:
-    """The examples that stand in the places of `ids`: padding -1 - i has example i."""
-    return tf.maximum(ids, -1 - ids)
-
-
-def fetch(source: Source, indices: np.ndarray) -> tuple[Any, Any]:
-    """(x, y) of the examples at `indices`, arrays of that length.
-
-    Raises:
-      UsageError: the source gives something else.
-    """
-    name, count = f"{type(source).__name__}.__getitem__", len(indices)
-    try:
-        found = source[indices.astype(np.int64)]
-    except (TypeError, IndexError) as error:
-        raise UsageError(f"{name} failed for an array of {count} indices: {error}") from error
-    if not isinstance(found, tuple | list) or len(found) != 2:
-        raise UsageError(f"{name} gave a {type(found).__name__}; it must give (x, y)")
-    found = tf.nest.map_structure(np.asarray, tuple(found))
-    for array in tf.nest.flatten(found):
-        if array.shape[:1] != (count,):
-            raise UsageError(
-                f"{name} gave an array of shape {list(array.shape)} for {count} indices; the first"
-                " axis of each must have that length"
-            )
-    return found
-
-
-def _check_alike(array: np.ndarray, like: np.ndarray, name: str) -> None:
-    """Raises UsageError if a source gives other shapes or types than at first."""
-    given = array.shape[1:], tf.as_dtype(array.dtype)
-    first = like.shape[1:], tf.as_dtype(like.dtype)
-    if given != first:
-        (shape, dtype), (first_shape, first_dtype) = given, first
-        raise UsageError(
-            f"{name}.__getitem__ gave examples of shape {list(shape)} and type {dtype.name}, and"
-            f" before of {list(first_shape)} and {first_dtype.name}; all must be alike: pad texts,"
-            " say, to one length"
-        )
-
-
-def _bytes(array: np.ndarray) -> int:
-    """Of an array; of strings as objects NumPy counts only the references."""
-    return array.nbytes if array.dtype.kind != "O" else sum(map(len, array.ravel()))
 
 
 def _settled(dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -17,8 +17,8 @@ import tensorflow as tf
 from dist_train.config import Config
 from dist_train.errors import RunError, UsageError
 from dist_train.examples import Source
-from dist_train.input import fetch
 from dist_train.program import Program, as_float32
+from dist_train.reading import fetch
 from dist_train.review import has_labels, number_of_classes, probabilities
 
 _IMAGES = (".png", ".jpg", ".jpeg")

@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from dist_train.examples import Dataset, Source, spaced
-from dist_train.input import fetch
 from dist_train.program import Program
+from dist_train.reading import fetch
 
 _MOST_EXAMPLES = 50_000
 _MOST_CLASSES = 200

@@ -91,3 +91,8 @@ class Schedule:
             [position, key], tf.int64, stateful=False,
         )  # fmt: skip
         return tf.ensure_shape(ids, position.shape)
+
+
+def rows_of(ids: tf.Tensor) -> tf.Tensor:
+    """The examples that stand in the places of `ids`: padding -1 - i has example i."""
+    return tf.maximum(ids, -1 - ids)

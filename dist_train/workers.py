@@ -178,9 +178,8 @@ class Workers:
     def _lost(self, message: str) -> str:
         """Which worker TensorFlow's message is about, as far as it says."""
         if "CoordinationService/Heartbeat" in message:
-            return self.name(
-                0
-            )  # the others send theirs to the chief; who else is named heard of it
+            # The others send theirs to the chief; who else is named heard of it.
+            return self.name(0)
 
         def named(text: str) -> set[int]:
             return {int(number) for number in re.findall(r"/task:(\d+)", text)} - {self.index}

@@ -151,65 +151,6 @@ def test_all_damaged_is_an_error(folder):
     assert run.checkpoints.steps() == [1, 2]
 
 
-def _os_error(code):
-    return OSError(code, os.strerror(code))
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        tf.errors.UnavailableError(None, None, "Socket closed"),
-        tf.errors.DeadlineExceededError(None, None, "Timed out"),
-        tf.errors.PermissionDeniedError(None, None, "Permission denied"),
-        tf.errors.UnauthenticatedError(None, None, "token expired"),
-        tf.errors.ResourceExhaustedError(None, None, "Too many open files"),
-        tf.errors.AbortedError(None, None, ""),
-        tf.errors.CancelledError(None, None, "Cancelled"),
-        # What TensorFlow's reader makes of an error of the system.
-        tf.errors.OpError(None, None, "a/state.index; Too many open files", tf.errors.UNKNOWN),
-        *map(_os_error, (errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)),
-        *map(_os_error, (errno.ENOSPC, errno.ETIMEDOUT, errno.ECONNRESET)),
-        MemoryError(),
-    ],
-    ids=repr,
-)
-@pytest.mark.parametrize("name", [None, "2"])
-def test_one_that_cannot_be_read_for_now_is_not_damaged(folder, monkeypatch, caplog, name, error):
-    run = SavedRun(folder)
-    run.save(1, 2)
-
-    def read(*args):
-        raise error
-
-    with monkeypatch.context() as patched:
-        patched.setattr(tf.train.Checkpoint, "read", read)
-        with pytest.raises(RunError, match=r"step-00000002 cannot be read: .+; run the same"):
-            run.checkpoints.restore(name)
-    assert "damaged" not in caplog.text
-    run.save(3)
-    assert run.checkpoints.steps() == [1, 2, 3]
-    assert run.restore("2") == 2
-
-
-def test_what_hides_from_the_reader_is_seen_by_a_plain_read(folder, monkeypatch):
-    run = SavedRun(folder)
-    run.save(1, 2)
-
-    def read(*args):
-        raise tf.errors.OpError(None, None, "HTTP response code 503", tf.errors.UNKNOWN)
-
-    def unavailable(*args):
-        raise tf.errors.UnavailableError(None, None, "HTTP response code 503")
-
-    monkeypatch.setattr(tf.train.Checkpoint, "read", read)
-    with monkeypatch.context() as patched:
-        patched.setattr(tf.io.gfile.GFile, "read", unavailable)
-        with pytest.raises(RunError, match=r"step-00000002 cannot be read: HTTP response code 503"):
-            run.checkpoints.restore()
-    with pytest.raises(RunError, match=r"all 2 checkpoints in .* are damaged"):
-        run.checkpoints.restore()
-
-
 def test_what_a_crash_left_half_written_is_no_checkpoint(folder):
     run = SavedRun(folder)
     run.save(1)
@@ -374,62 +315,6 @@ def test_the_copy_restores_all_that_a_plain_checkpoint_does(folder, replicas):
         np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
 
 
-# The best, and others by name.
-
-
-def test_the_best_outlives_the_newest(folder):
-    run = SavedRun(folder, keep=1)
-    run.save(1)
-    run.save(2, best=True)
-    run.save(3, 4)
-    assert sorted(path.name for path in folder.iterdir()) == ["best-00000002", "step-00000004"]
-    assert run.restore("best") == 2
-    run.save(5, best=True)
-    assert sorted(path.name for path in folder.iterdir()) == ["best-00000005", "step-00000005"]
-    assert run.restore("best") == 5
-    assert run.restore() == 5
-
-
-def test_a_best_one_that_could_not_be_copied_is_made_again(folder, monkeypatch):
-    run = SavedRun(folder, keep=1)
-    run.save(1, best=True)
-
-    def full(*args):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(storage.LocalStorage, "duplicate", full)
-        with pytest.raises(RunError, match=r"step 2 could not be kept as the best one in .*No spa"):
-            run.save(2, best=True)
-    again = SavedRun(folder, keep=1)
-    assert again.restore() == 2
-    again.checkpoints.mend_best(2)
-    again.save(3)
-    assert sorted(path.name for path in folder.iterdir()) == ["best-00000002", "step-00000003"]
-    assert again.restore("best") == 2
-
-
-def test_a_best_one_that_is_there_is_not_made_again(folder):
-    run = SavedRun(folder, keep=1)
-    run.save(1, best=True)
-    before = (folder / "best-00000001").stat().st_mtime_ns
-    run.checkpoints.mend_best(1)
-    assert (folder / "best-00000001").stat().st_mtime_ns == before
-    run.save(2)
-    run.checkpoints.mend_best(1)  # of whose step there is no other any more
-    assert run.restore("best") == 1
-
-
-def test_an_older_best_one_is_never_taken_for_the_best(folder):
-    run = SavedRun(folder)
-    run.save(1, best=True)
-    run.save(2)
-    with pytest.raises(RunError, match=r"best-00000002, whose weights .* is not in .*put it back"):
-        run.checkpoints.restore_best(2)
-    run.checkpoints.restore_best(1)
-    assert float(run.model.get_weights()[0][0, 0]) == 1.0
-
-
 def test_a_whole_one_is_written_anew_where_that_is_asked_for(folder):
     run = SavedRun(folder)
     run.save(1)
@@ -439,35 +324,6 @@ def test_a_whole_one_is_written_anew_where_that_is_asked_for(folder):
     run.fill(-1)
     assert run.checkpoints.restore() == 1
     assert float(run.model.get_weights()[0][0, 0]) == 7.0
-
-
-def test_a_checkpoint_is_restored_by_its_step_or_its_folder(folder, tmp_path):
-    run = SavedRun(folder)
-    run.save(1, 2, 3)
-    assert run.restore("2") == 2
-    assert run.restore(str(folder / "step-00000001")) == 1
-    assert run.restore(f"{folder}/step-00000001/") == 1
-    shutil.copytree(run.path(3), tmp_path / "mine")
-    _fill_and_restore = SavedRun(tmp_path / "other")
-    _fill_and_restore.fill(-1)
-    assert _fill_and_restore.checkpoints.restore(str(tmp_path / "mine")) == 0
-    assert float(_fill_and_restore.model.get_weights()[0][0, 0]) == 3.0
-
-
-@pytest.mark.parametrize("name", ["4", "best", "nowhere", "../step-00000001x", ""])
-def test_a_checkpoint_that_is_not_there_is_an_error_that_lists_those_that_are(folder, name):
-    run = SavedRun(folder)
-    run.save(1, 2)
-    with pytest.raises(UsageError, match=r"is neither one of those in .*\(1, 2\) nor the folder"):
-        run.checkpoints.restore(name)
-
-
-def test_a_damaged_one_that_was_asked_for_is_an_error(folder):
-    run = SavedRun(folder)
-    run.save(1, 2)
-    _truncate(run.path(2) / "state.index")
-    with pytest.raises(RunError, match=r"step-00000002/state is damaged"):
-        run.checkpoints.restore("2")
 
 
 def test_the_newest_pinned_one_is_kept(folder):
